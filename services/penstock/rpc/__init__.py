@@ -1,0 +1,1 @@
+"""What every Penstock server shares: configuration, errors, interceptors, health, reflection, graceful drain."""

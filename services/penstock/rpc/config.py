@@ -1,0 +1,133 @@
+"""One declared settings object a service: flags first, then environment, then a TOML file, then defaults.
+
+A subclass sets `section`, the table of the TOML file that PENSTOCK_CONFIG names, and `env_prefix` in its
+`model_config`: `PENSTOCK_REGISTRY_` makes PENSTOCK_REGISTRY_PORT the variable of `port`.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from penstock.rpc.errors import StartupError
+from penstock.rpc.logs import LogFormat, LogLevel
+
+MIB = 1024 * 1024
+
+
+def default_home() -> Path:
+    """`PENSTOCK_HOME`, or `penstock` under the user's data folder (XDG base directory specification)."""
+    if configured := os.environ.get("PENSTOCK_HOME"):
+        return Path(configured)
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(data) / "penstock"
+
+
+class ServerSettings(BaseSettings):
+    """What every server can be told. A subclass adds what is its own and names its section."""
+
+    section: ClassVar[str]
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
+    host: Annotated[
+        str,
+        Field(
+            description="Address to listen on. Beyond loopback, anyone who can reach it may call every RPC: "
+            "put a proxy that authenticates in front."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 0
+    home: Annotated[
+        Path,
+        Field(
+            default_factory=default_home,
+            description="Folder that keeps everything; PENSTOCK_HOME sets it for all services.",
+        ),
+    ]
+    max_message_mib: Annotated[
+        int,
+        Field(
+            ge=1, le=1024, description="Largest message taken or sent, MiB. A larger one fails with RESOURCE_EXHAUSTED."
+        ),
+    ] = 64
+    max_concurrent_calls: Annotated[
+        int, Field(ge=1, description="Calls in progress at once; one more is refused with RESOURCE_EXHAUSTED.")
+    ] = 10_000
+    unary_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="Longest a unary call may take, seconds, also for a caller that set no deadline."),
+    ] = 120.0
+    drain_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="How long a stopping server waits for the calls in progress, seconds; then it cuts them off.",
+        ),
+    ] = 20.0
+    reflection: Annotated[bool, Field(description="Tell tools like grpcurl the services and messages.")] = True
+    log_format: Annotated[LogFormat, Field(description="'json' for machines, 'console' for people.")] = "console"
+    log_level: Annotated[
+        LogLevel, Field(description="'info' logs every call; 'warning' only what needs attention.")
+    ] = "info"
+    ready_file: Annotated[
+        Path | None, Field(description="File to write host:port into once the server takes calls; removed on exit.")
+    ] = None
+    stop_on_eof: Annotated[
+        bool, Field(description="Stop when standard input ends: for a supervisor that holds the other end.")
+    ] = False
+
+    @property
+    def service_home(self) -> Path:
+        """This service's own folder under the home."""
+        return self.home / self.section
+
+    @property
+    def max_message_bytes(self) -> int:
+        return self.max_message_mib * MIB
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object]) -> Self:
+        """Settings from all sources, the flags first.
+
+        Raises `StartupError` that names the setting, where a value is wrong or a key is unknown.
+        """
+        values = dict(flags)
+        if "PENSTOCK_HOME" in os.environ and f"{cls.model_config['env_prefix']}HOME" not in os.environ:
+            values.setdefault("home", os.environ["PENSTOCK_HOME"])
+        try:
+            return cls(**values)  # type: ignore[arg-type]  # pydantic checks and converts them
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+            raise StartupError(f"Wrong configuration of {cls.section}: {'; '.join(problems)}.") from error
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The documented order; pydantic-settings' own TOML source cannot do with a table that is absent."""
+        return (init_settings, env_settings, InitSettingsSource(settings_cls, _toml_table(cls.section)))
+
+
+def _toml_table(section: str) -> dict[str, Any]:
+    """The service's table of the file that PENSTOCK_CONFIG names."""
+    path = os.environ.get("PENSTOCK_CONFIG")
+    if not path:
+        return {}
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get(section, {})
+    except OSError as error:
+        raise StartupError(f"Cannot read the configuration file {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise StartupError(f"The configuration file {path} is not TOML: {error}.") from error
+    if not isinstance(table, dict):
+        raise StartupError(f"In {path}, [{section}] must be a table; got {type(table).__name__}.")
+    return table

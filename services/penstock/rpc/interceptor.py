@@ -1,0 +1,146 @@
+"""What happens around every call: request id, deadline, errors to status, access log."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from structlog.contextvars import bind_contextvars, unbind_contextvars
+
+from penstock.rpc.errors import DeadlineError, PenstockError
+from penstock.rpc.status import DETAILS_KEY, to_status
+
+REQUEST_ID_KEY = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# Probes come every few seconds and say nothing.
+_QUIET_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
+
+_log = structlog.get_logger("penstock.access")
+
+# The messages pass through unread: their types are the contract's, not ours.
+Handler = grpc.RpcMethodHandler[Any, Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Runs every handler inside `_Call`; `unary_timeout_s` bounds unary calls whose caller set no earlier deadline."""
+
+    def __init__(self, unary_timeout_s: float) -> None:
+        self._unary_timeout_s = unary_timeout_s
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Wraps the handler that was found; an unknown method stays as it is."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        request_id = _request_id(handler_call_details)
+        method = handler_call_details.method
+        if handler.response_streaming:
+            return _rebuilt(handler, self._streaming(_handler_function(handler), method, request_id))
+        return _rebuilt(handler, self._unary(_handler_function(handler), method, request_id))
+
+    def _unary(self, function: Callable[..., Any], method: str, request_id: str) -> Callable[..., Awaitable[Any]]:
+        async def run(request: Any, context: Context) -> Any:  # noqa: ANN401  # any message
+            remaining = context.time_remaining()
+            limit_s = self._unary_timeout_s if remaining is None else min(remaining, self._unary_timeout_s)
+            call = _Call(method, request_id, context)
+            try:
+                async with asyncio.timeout(limit_s):
+                    response = await function(request, context)
+            except TimeoutError:
+                await call.fail(DeadlineError(f"The call took longer than {limit_s:.3g} s and was given up."))
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            else:
+                call.succeed()
+                return response
+
+        return run
+
+    def _streaming(
+        self, function: Callable[..., Any], method: str, request_id: str
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def run(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # any message
+            call = _Call(method, request_id, context)
+            try:
+                async for response in function(request, context):
+                    yield response
+            except BaseException as error:
+                await call.fail(error)
+                raise
+            else:
+                call.succeed()
+
+        return run
+
+
+class _Call:
+    """One call in progress: binds its id to the log and settles how it ended."""
+
+    def __init__(self, method: str, request_id: str, context: Context) -> None:
+        self._method = method
+        self._request_id = request_id
+        self._context = context
+        self._started = time.monotonic()
+        bind_contextvars(request_id=request_id)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+
+    def succeed(self) -> None:
+        self._settle("OK")
+
+    async def fail(self, error: BaseException) -> None:
+        """Answers with the error's status. A cancelled call has nobody to answer; it is only logged."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._settle("CANCELLED")
+            return
+        if isinstance(error, grpc.aio.AbortError):
+            self._settle(str(self._context.code()))
+            return
+        code, status = to_status(error, self._request_id)
+        if not isinstance(error, PenstockError):
+            _log.error("unexpected error", method=self._method, exc_info=error)
+        self._settle(code.name, message=status.message)
+        trailers = ((REQUEST_ID_KEY, self._request_id), (DETAILS_KEY, status.SerializeToString()))
+        await self._context.abort(code, status.message, trailers)
+
+    def _settle(self, status: str, **fields: str) -> None:
+        if not self._method.startswith(_QUIET_SERVICES):
+            duration_ms = round((time.monotonic() - self._started) * 1000, 2)
+            _log.info(
+                "call", method=self._method, status=status, duration_ms=duration_ms, peer=self._context.peer(), **fields
+            )
+        unbind_contextvars("request_id")
+
+
+def _request_id(details: grpc.HandlerCallDetails) -> str:
+    """The caller's own id where it sent a fitting one, so that its log and ours can be joined."""
+    for key, value in details.invocation_metadata or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def _handler_function(handler: Handler) -> Callable[..., Any]:
+    functions = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return next(function for function in functions if function is not None)
+
+
+def _rebuilt(handler: Handler, function: Callable[..., Any]) -> Handler:
+    makers: dict[tuple[bool, bool], Callable[..., Handler]] = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make = makers[handler.request_streaming, handler.response_streaming]
+    return make(function, handler.request_deserializer, handler.response_serializer)

@@ -1,0 +1,151 @@
+"""Serves servicers on grpc.aio: health, reflection, a bounded drain, and start-up errors that say what to do."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from penstock.rpc.config import ServerSettings
+from penstock.rpc.errors import StartupError
+from penstock.rpc.interceptor import CallInterceptor
+from penstock.rpc.logs import configure_logging
+
+_log = structlog.get_logger("penstock.server")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A servicer as the server needs it: the file that declares it, and what adds it to a server."""
+
+    file: FileDescriptor
+    add: Callable[[grpc.aio.Server], None]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(service.full_name for service in self.file.services_by_name.values())
+
+
+@dataclass(frozen=True)
+class Application:
+    """What a server serves, and how its long-lived streams are ended before it stops: they would outlast any drain."""
+
+    services: Sequence[Service]
+    drain: Callable[[], Awaitable[None]]
+
+
+async def serve(settings: ServerSettings, application: AbstractAsyncContextManager[Application]) -> None:
+    """Serves until SIGTERM, SIGINT or, with `stop_on_eof`, the end of standard input; then drains and returns.
+
+    Raises `StartupError` if the port or the home cannot be had.
+    """
+    configure_logging(settings.log_format, settings.log_level, settings.section)
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    if settings.stop_on_eof:
+        await _stop_on_eof(stop)
+    async with application as running, listening(settings, running) as address:
+        _log.info("ready", address=address)
+        with _ready_file(settings, address):
+            await stop.wait()
+        _log.info("draining", limit_s=settings.drain_s)
+    _log.info("stopped")
+
+
+@asynccontextmanager
+async def listening(settings: ServerSettings, application: Application) -> AsyncIterator[str]:
+    """Takes calls on the address it yields, `host:port`. On exit, calls in progress have `drain_s` to finish."""
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(settings.unary_timeout_s)],
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        options=[
+            # Without this, two servers share one port in silence and each gets half of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_metadata_size", 16 * 1024),
+        ],
+    )
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    for service in application.services:
+        service.add(server)
+    if settings.reflection:
+        _add_reflection(server, application.services)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError as error:
+        raise StartupError(
+            f"Cannot listen on {settings.host}:{settings.port}: the address is not this machine's, or something "
+            f"listens there already. Stop that, or choose another port with --port (0 takes a free one)."
+        ) from error
+    await server.start()
+    for name in ("", *(name for service in application.services for name in service.names)):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{settings.host}:{port}"
+    finally:
+        await status.enter_graceful_shutdown()
+        await application.drain()
+        await server.stop(settings.drain_s)
+
+
+def _add_reflection(server: grpc.aio.Server, services: Sequence[Service]) -> None:
+    """Reflection over one pool of all files: the protocol of inference lives in a pool of its own."""
+    pool = descriptor_pool.DescriptorPool()
+    seen: set[str] = set()
+    for file in (*(service.file for service in services), health_pb2.DESCRIPTOR):
+        _copy_file(file, pool, seen)
+    names = [name for service in services for name in service.names]
+    reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server, pool)
+
+
+def _copy_file(file: FileDescriptor, pool: descriptor_pool.DescriptorPool, seen: set[str]) -> None:
+    if file.name in seen:
+        return
+    seen.add(file.name)
+    for dependency in file.dependencies:
+        _copy_file(dependency, pool, seen)
+    pool.AddSerializedFile(file.serialized_pb)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def _stop_on_eof(stop: asyncio.Event) -> None:
+    class UntilEnd(asyncio.Protocol):
+        def eof_received(self) -> None:
+            stop.set()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            stop.set()
+
+    await asyncio.get_running_loop().connect_read_pipe(UntilEnd, sys.stdin)
+
+
+@contextlib.contextmanager
+def _ready_file(settings: ServerSettings, address: str) -> Iterator[None]:
+    """Announces the address to whoever started the server; it appears whole or not at all."""
+    path = settings.ready_file
+    if path is None:
+        yield
+        return
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(address, encoding="utf-8")
+    partial.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""The one table from an error's reason to its status on the wire."""
+
+import grpc
+from google.protobuf import any_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+
+from penstock.api.types.v1.error_reason_pb2 import ErrorReason
+from penstock.rpc.errors import InvalidFieldError, PenstockError
+
+DOMAIN = "penstock"
+
+# The metadata key under which gRPC carries a serialized google.rpc.Status.
+DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict["ErrorReason.ValueType", grpc.StatusCode] = {
+    ErrorReason.ERROR_REASON_INVALID_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
+    ErrorReason.ERROR_REASON_RESOURCE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ErrorReason.ERROR_REASON_RESOURCE_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+    ErrorReason.ERROR_REASON_RESOURCE_IN_USE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_WRONG_STATE: grpc.StatusCode.FAILED_PRECONDITION,
+    ErrorReason.ERROR_REASON_CONFLICT: grpc.StatusCode.ABORTED,
+    ErrorReason.ERROR_REASON_LEASE_LOST: grpc.StatusCode.PERMISSION_DENIED,
+    ErrorReason.ERROR_REASON_STORAGE_FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorReason.ERROR_REASON_LIMIT_EXCEEDED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ErrorReason.ERROR_REASON_CORRUPTED: grpc.StatusCode.DATA_LOSS,
+    ErrorReason.ERROR_REASON_WRONG_OFFSET: grpc.StatusCode.OUT_OF_RANGE,
+    ErrorReason.ERROR_REASON_NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ErrorReason.ERROR_REASON_INTERNAL: grpc.StatusCode.INTERNAL,
+    ErrorReason.ERROR_REASON_UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+}
+
+
+def to_status(error: BaseException, request_id: str) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """What the caller is told of an error.
+
+    An error that is not a `PenstockError` tells a stranger nothing but the request id; the log has the rest under it.
+    """
+    known = error if isinstance(error, PenstockError) else PenstockError(f"Internal error in request {request_id}.")
+    code = CODES[known.reason]
+    reason = ErrorReason.Name(known.reason).removeprefix("ERROR_REASON_")
+    metadata = {**known.metadata, "request_id": request_id}
+    details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
+    if isinstance(known, InvalidFieldError):
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
+            for violation in known.violations
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
+    return code, status_pb2.Status(code=code.value[0], message=known.message, details=[_packed(d) for d in details])
+
+
+def _packed(detail: message.Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

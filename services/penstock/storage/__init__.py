@@ -1,0 +1,1 @@
+"""What the services that keep state share: their home, their blobs, their database."""

@@ -1,0 +1,275 @@
+"""A content-addressed store of blobs, with uploads that can be resumed.
+
+Uploads are staged in a local folder and become visible, in one step, once size and sha256 agree. What is visible lies
+in an object store: a local folder, or whatever obstore has a URL for (`s3://`, `gs://`, `az://`).
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+import structlog
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from penstock.rpc.errors import (
+    ConflictError,
+    CorruptedError,
+    InvalidFieldError,
+    NotFoundError,
+    StorageFullError,
+    WrongOffsetError,
+)
+
+CHUNK_BYTES = 1024 * 1024
+ABANDONED_AFTER_S = 7 * 24 * 3600
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OS_ERROR = re.compile(r"os error (\d+)")
+
+_log = structlog.get_logger("penstock.blobs")
+
+
+@dataclass(frozen=True)
+class BlobRef:
+    """A blob's name: `sha256:` and 64 hexadecimal digits, and its size in bytes."""
+
+    digest: str
+    size_bytes: int
+
+
+def digest_of(data: bytes) -> str:
+    """The digest that names these bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class BlobStore:
+    """Blobs by digest. Digests must have been checked for their form; they become file names here."""
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        """Opens the store in `folder`, or at `url` with `folder` for staging only."""
+        self._staging = folder / "uploads"
+        self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root = folder / "blobs" if url is None else None
+        self._store: ObjectStore = LocalStore(self._root, mkdir=True) if self._root else from_url(url or "")
+        self._writing: set[str] = set()
+        self._discard_abandoned()
+
+    async def size(self, digest: str) -> int | None:
+        """The size of a visible blob in bytes; None if there is none."""
+        try:
+            meta = await obstore.head_async(self._store, _key(digest))
+        except FileNotFoundError:
+            return None
+        return meta["size"]
+
+    async def committed(self, digest: str) -> int:
+        """How many bytes of a blob are kept, visible or not."""
+        size = await self.size(digest)
+        return self._staged_size(digest) if size is None else size
+
+    @asynccontextmanager
+    async def upload(self, ref: BlobRef, offset: int) -> AsyncIterator["Upload"]:
+        """One stream's turn at writing a blob.
+
+        Raises:
+            ConflictError: another stream writes this blob.
+            WrongOffsetError: `offset` is not the committed size.
+        """
+        if ref.digest in self._writing:
+            raise ConflictError(f"Another stream is writing {ref.digest}. Wait until it has ended, then resume.")
+        self._writing.add(ref.digest)
+        try:
+            committed = await self.committed(ref.digest)
+            if offset != committed:
+                raise WrongOffsetError(
+                    f"The upload of {ref.digest} stands at byte {committed}, and the stream begins "
+                    f"at {offset}. Resume at {committed}.",
+                    committed_size_bytes=str(committed),
+                )
+            upload = Upload(self, ref, await self.size(ref.digest) is not None)
+            try:
+                yield upload
+            finally:
+                await asyncio.to_thread(upload.close)
+        finally:
+            self._writing.discard(ref.digest)
+
+    async def write(self, data: bytes) -> BlobRef:
+        """Stores bytes that are at hand."""
+        ref = BlobRef(digest_of(data), len(data))
+        committed = await self.committed(ref.digest)
+        async with self.upload(ref, committed) as upload:
+            await upload.append(data[committed:])
+            await upload.finish()
+        return ref
+
+    async def read(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes from `offset` on, in chunks of at most `CHUNK_BYTES`.
+
+        Raises:
+            NotFoundError: there is no such blob.
+            WrongOffsetError: `offset` is above the size.
+            CorruptedError: after the last chunk of a read from 0, if the bytes no longer have the digest.
+        """
+        size = await self.size(digest)
+        if size is None:
+            raise NotFoundError("blob", digest)
+        if offset > size:
+            raise WrongOffsetError(f"Blob {digest} has {size} bytes, and the read begins at {offset}.")
+        sha256 = hashlib.sha256()
+        if offset < size:
+            result = await obstore.get_async(self._store, _key(digest), options={"range": {"offset": offset}})
+            async for piece in result.stream(min_chunk_size=CHUNK_BYTES):
+                view = memoryview(piece)
+                for start in range(0, len(view), CHUNK_BYTES):
+                    chunk = bytes(view[start : start + CHUNK_BYTES])
+                    sha256.update(chunk)
+                    yield chunk
+        if offset == 0 and digest != f"sha256:{sha256.hexdigest()}":
+            _log.error("corrupted blob", digest=digest)
+            raise CorruptedError(
+                f"The stored bytes of {digest} no longer have this digest. Restore them from a backup."
+            )
+
+    async def read_whole(self, digest: str) -> bytes:
+        """All bytes of a blob that is known to be small, checked. Raises as `read` does."""
+        return b"".join([chunk async for chunk in self.read(digest)])
+
+    async def delete(self, digest: str) -> None:
+        """Removes a blob; that it is not there is no error."""
+        try:
+            await obstore.delete_async(self._store, _key(digest))
+        except FileNotFoundError:
+            return
+
+    async def publish(self, ref: BlobRef) -> None:
+        """Makes a completely staged blob visible, after checking its digest. Called by `Upload.finish`."""
+        staged = self.staged_path(ref.digest)
+        found = await asyncio.to_thread(_file_digest, staged)
+        if found != ref.digest:
+            staged.unlink()
+            raise InvalidFieldError.of(
+                "header.digest", f"the {ref.size_bytes} bytes that came have {found}; they are discarded"
+            )
+        try:
+            await obstore.put_async(self._store, _key(ref.digest), staged)
+            if self._root is not None:
+                await asyncio.to_thread(_sync, self._root / _key(ref.digest))
+        except (BaseError, OSError) as error:
+            raise _storage_error(error, ref.digest) from error
+        staged.unlink()
+
+    def staged_path(self, digest: str) -> Path:
+        return self._staging / f"{digest.removeprefix('sha256:')}.part"
+
+    def _staged_size(self, digest: str) -> int:
+        try:
+            return self.staged_path(digest).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _discard_abandoned(self) -> None:
+        for staged in self._staging.glob("*.part"):
+            if time.time() - staged.stat().st_mtime > ABANDONED_AFTER_S:
+                staged.unlink()
+                _log.info("abandoned upload discarded", upload=staged.name)
+
+
+class Upload:
+    """Bytes of one blob on their way in."""
+
+    def __init__(self, store: BlobStore, ref: BlobRef, complete: bool) -> None:
+        self._store = store
+        self._ref = ref
+        self._complete = complete
+        self._file = (
+            -1 if complete else os.open(store.staged_path(ref.digest), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        )
+        self._size = ref.size_bytes if complete else os.fstat(self._file).st_size
+
+    async def append(self, chunk: bytes) -> None:
+        """Adds the next bytes.
+
+        Raises:
+            InvalidFieldError: more bytes come than the header announced.
+            StorageFullError: the disk is full; what was written before stays.
+        """
+        if self._size + len(chunk) > self._ref.size_bytes:
+            came = f"{self._size + len(chunk)} came"
+            raise InvalidFieldError.of("chunk", f"the header announced {self._ref.size_bytes} bytes; {came}")
+        await asyncio.to_thread(self._write, chunk)
+
+    async def finish(self) -> bool:
+        """Makes the blob visible if all bytes are there, and says whether they are.
+
+        Raises:
+            InvalidFieldError: the bytes have another digest; they are discarded.
+            StorageFullError: the disk is full; what was written stays.
+        """
+        if self._size < self._ref.size_bytes:
+            return False
+        if not self._complete:
+            await asyncio.to_thread(self.close)
+            await self._store.publish(self._ref)
+            self._complete = True
+        return True
+
+    def close(self) -> None:
+        """Brings what was written to the disk and closes the file."""
+        if self._file >= 0:
+            try:
+                os.fsync(self._file)
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    def _write(self, chunk: bytes) -> None:
+        view = memoryview(chunk)
+        try:
+            while view:
+                written = os.write(self._file, view)
+                self._size += written
+                view = view[written:]
+        except OSError as error:
+            raise _storage_error(error, self._ref.digest) from error
+
+
+def _key(digest: str) -> str:
+    hexadecimal = digest.removeprefix("sha256:")
+    return f"sha256/{hexadecimal[:2]}/{hexadecimal}"
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _sync(path: Path) -> None:
+    for target in (path, path.parent, path.parent.parent):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _storage_error(error: Exception, digest: str) -> Exception:
+    """Tells a full disk, which the caller can wait out, from every other fault."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := _OS_ERROR.search(str(error))):
+        number = int(match[1])
+    if number in _FULL:
+        return StorageFullError(
+            f"The disk is full ({os.strerror(number)}) while storing {digest}. What was committed is kept: "
+            f"free space, then resume."
+        )
+    return error

@@ -1,0 +1,85 @@
+"""A service's database: SQLite in its home by default, PostgreSQL for a fleet. SQLAlchemy and Alembic do the work."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+_log = structlog.get_logger("penstock.database")
+
+
+class Database:
+    """Transactions on one database."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._writes = async_sessionmaker(engine, expire_on_commit=False)
+        self._reads = async_sessionmaker(engine.execution_options(read_only=True), expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """Commits durably when the block ends, and changes nothing if it raises."""
+        async with self._writes.begin() as session:
+            yield session
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncSession]:
+        """A consistent view for reading; it never waits for writers."""
+        async with self._reads() as session:
+            yield session
+
+
+@asynccontextmanager
+async def opened_database(url: str, migrations: Path) -> AsyncIterator[Database]:
+    """Connects to `url`, brings the schema up to date with the scripts in `migrations`, and disconnects at the end."""
+    engine = create_async_engine(url)
+    if engine.dialect.name == "sqlite":
+        _configure_sqlite(engine)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate, migrations)
+        yield Database(engine)
+    finally:
+        await engine.dispose()
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def migrate(connection: Connection, migrations: Path) -> None:
+    """Runs the missing migrations in the connection's transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations))
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+
+    def upgrade(revision: Any, _: object) -> list[Any]:  # noqa: ANN401  # Alembic's own types are private
+        return scripts._upgrade_revs("head", revision)  # noqa: SLF001  # as Alembic's own `upgrade` command does
+
+    with EnvironmentContext(config, scripts, fn=upgrade) as environment:
+        environment.configure(connection=connection, transactional_ddl=True, render_as_batch=True)
+        environment.run_migrations()
+
+
+def _configure_sqlite(engine: AsyncEngine) -> None:
+    """Write-ahead log, full durability, and transactions that are ours to begin: the driver's own begin too late."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _: object) -> None:  # noqa: ANN401  # the driver's adapter has no public type
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
