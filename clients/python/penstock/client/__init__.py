@@ -1,0 +1,1 @@
+"""Penstock's client: `Client` for ordinary code, `AsyncClient` for asyncio."""

@@ -1,0 +1,75 @@
+"""What a failed call raises."""
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One wrong field of a request: its path, and what was expected and came."""
+
+    field: str
+    description: str
+
+
+class PenstockError(Exception):
+    """A call that failed.
+
+    `code` is gRPC's; `reason` is the name of an `ErrorReason` without its prefix, empty if the server gave none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: grpc.StatusCode,
+        reason: str = "",
+        violations: tuple[Violation, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.violations = violations
+        self.metadata = dict(metadata or {})
+
+    @classmethod
+    def from_rpc(cls, error: grpc.aio.AioRpcError) -> "PenstockError":
+        """The error of a finished call, with the typed details the server sent along."""
+        reason, metadata = "", dict[str, str]()
+        violations: tuple[Violation, ...] = ()
+        for detail in _status(error).details:
+            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+            if detail.Unpack(info):
+                reason, metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(bad):
+                violations = tuple(Violation(found.field, found.description) for found in bad.field_violations)
+        return cls(error.details() or error.code().name, error.code(), reason, violations, metadata)
+
+
+def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                break
+    return status_pb2.Status()
+
+
+Response = TypeVar("Response")
+
+
+async def answer(call: Awaitable[Response]) -> Response:
+    """Awaits a unary call. Raises `PenstockError` if it fails."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise PenstockError.from_rpc(error) from error
