@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from penstock.rpc.errors import StartupError
 from penstock.rpc.logs import LogFormat, LogLevel
@@ -23,8 +30,9 @@ def default_home() -> Path:
     """`PENSTOCK_HOME`, or `penstock` under the user's data folder (XDG base directory specification)."""
     if configured := os.environ.get("PENSTOCK_HOME"):
         return Path(configured)
-    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(data) / "penstock"
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    # The specification has relative paths ignored.
+    return (data if data.is_absolute() else Path.home() / ".local" / "share") / "penstock"
 
 
 class ServerSettings(BaseSettings):
@@ -96,13 +104,15 @@ class ServerSettings(BaseSettings):
         Raises `StartupError` that names the setting, where a value is wrong or a key is unknown.
         """
         values = dict(flags)
-        if "PENSTOCK_HOME" in os.environ and f"{cls.model_config['env_prefix']}HOME" not in os.environ:
-            values.setdefault("home", os.environ["PENSTOCK_HOME"])
+        if (home := os.environ.get("PENSTOCK_HOME")) and f"{cls.model_config['env_prefix']}HOME" not in os.environ:
+            values.setdefault("home", home)
         try:
             return cls(**values)  # type: ignore[arg-type]  # pydantic checks and converts them
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise StartupError(f"Wrong configuration of {cls.section}: {'; '.join(problems)}.") from error
+            problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
+            raise StartupError(f"Wrong configuration of {cls.section}: {problems}.") from error
+        except SettingsError as error:
+            raise StartupError(f"Wrong configuration of {cls.section}: {error}.") from error
 
     @classmethod
     def settings_customise_sources(
@@ -115,6 +125,13 @@ class ServerSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The documented order; pydantic-settings' own TOML source cannot do with a table that is absent."""
         return (init_settings, env_settings, InitSettingsSource(settings_cls, _toml_table(cls.section)))
+
+
+def _problem(item: ErrorDetails) -> str:
+    name = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}"
+    return f"{name}: {item['msg']}; got {item['input']!r}"
 
 
 def _toml_table(section: str) -> dict[str, Any]:

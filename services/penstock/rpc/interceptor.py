@@ -5,13 +5,15 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
-from penstock.rpc.errors import DeadlineError, PenstockError
+from penstock.rpc.errors import DeadlineError, InvalidFieldError, PenstockError
 from penstock.rpc.status import DETAILS_KEY, to_status
 
 REQUEST_ID_KEY = "x-request-id"
@@ -20,15 +22,26 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Probes come every few seconds and say nothing.
 _QUIET_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 
+# At run time `ServicerContext.code()` is a number.
+_STATUS_NAMES: dict[object, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+
 _log = structlog.get_logger("penstock.access")
 
 # The messages pass through unread: their types are the contract's, not ours.
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:  # generic in its type stubs only
+    Handler = grpc.RpcMethodHandler
+    Context = grpc.aio.ServicerContext
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Runs every handler inside `_Call`; `unary_timeout_s` bounds unary calls whose caller set no earlier deadline."""
+    """Runs every handler inside `_Call`.
+
+    `unary_timeout_s` bounds calls of one request and one answer whose caller set no earlier deadline. A stream may take
+    as long as its caller allows.
+    """
 
     def __init__(self, unary_timeout_s: float) -> None:
         self._unary_timeout_s = unary_timeout_s
@@ -44,20 +57,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         request_id = _request_id(handler_call_details)
         method = handler_call_details.method
-        if handler.response_streaming:
-            return _rebuilt(handler, self._streaming(_handler_function(handler), method, request_id))
-        return _rebuilt(handler, self._unary(_handler_function(handler), method, request_id))
+        wrap = self._streaming if handler.response_streaming else self._unary
+        return _rebuilt(handler, wrap(handler, method, request_id))
 
-    def _unary(self, function: Callable[..., Any], method: str, request_id: str) -> Callable[..., Awaitable[Any]]:
+    def _unary(self, handler: Handler, method: str, request_id: str) -> Callable[..., Awaitable[Any]]:
+        function = _handler_function(handler)
+
         async def run(request: Any, context: Context) -> Any:  # noqa: ANN401  # any message
-            remaining = context.time_remaining()
-            limit_s = self._unary_timeout_s if remaining is None else min(remaining, self._unary_timeout_s)
             call = _Call(method, request_id, context)
+            timeout = asyncio.timeout(self._limit_s(handler, context))
             try:
-                async with asyncio.timeout(limit_s):
-                    response = await function(request, context)
-            except TimeoutError:
-                await call.fail(DeadlineError(f"The call took longer than {limit_s:.3g} s and was given up."))
+                async with timeout:
+                    response = await function(_read(handler, request), context)
+            except TimeoutError as error:
+                late = DeadlineError("The call took longer than its deadline, or than this server allows.")
+                await call.fail(late if timeout.expired() else error)
             except BaseException as error:
                 await call.fail(error)
                 raise
@@ -67,14 +81,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return run
 
-    def _streaming(
-        self, function: Callable[..., Any], method: str, request_id: str
-    ) -> Callable[..., AsyncIterator[Any]]:
+    def _streaming(self, handler: Handler, method: str, request_id: str) -> Callable[..., AsyncIterator[Any]]:
+        function = _handler_function(handler)
+
         async def run(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # any message
             call = _Call(method, request_id, context)
             try:
-                async for response in function(request, context):
-                    yield response
+                async with aclosing(function(_read(handler, request), context)) as responses:
+                    async for response in responses:
+                        yield response
             except BaseException as error:
                 await call.fail(error)
                 raise
@@ -82,6 +97,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.succeed()
 
         return run
+
+    def _limit_s(self, handler: Handler, context: Context) -> float | None:
+        remaining_s = context.time_remaining()
+        if handler.request_streaming:
+            return remaining_s
+        return self._unary_timeout_s if remaining_s is None else min(remaining_s, self._unary_timeout_s)
 
 
 class _Call:
@@ -104,7 +125,7 @@ class _Call:
             self._settle("CANCELLED")
             return
         if isinstance(error, grpc.aio.AbortError):
-            self._settle(str(self._context.code()))
+            self._settle(_STATUS_NAMES.get(self._context.code(), "UNKNOWN"))
             return
         code, status = to_status(error, self._request_id)
         if not isinstance(error, PenstockError):
@@ -135,6 +156,23 @@ def _handler_function(handler: Handler) -> Callable[..., Any]:
     return next(function for function in functions if function is not None)
 
 
+def _decoder(handler: Handler) -> Callable[[bytes], Any]:
+    """The handler's own deserializer; bytes that are no message are the caller's fault, not the server's."""
+
+    def decode(data: bytes) -> Any:  # noqa: ANN401  # any message
+        try:
+            return handler.request_deserializer(data) if handler.request_deserializer else data
+        except DecodeError as error:
+            raise InvalidFieldError.of("request", "its bytes are not the message that this method takes") from error
+
+    return decode
+
+
+def _read(handler: Handler, request: Any) -> Any:  # noqa: ANN401  # any message, or a stream of them
+    """The request as the handler takes it; `_rebuilt` leaves a single message in bytes."""
+    return request if handler.request_streaming else _decoder(handler)(request)
+
+
 def _rebuilt(handler: Handler, function: Callable[..., Any]) -> Handler:
     makers: dict[tuple[bool, bool], Callable[..., Handler]] = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -143,4 +181,5 @@ def _rebuilt(handler: Handler, function: Callable[..., Any]) -> Handler:
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     make = makers[handler.request_streaming, handler.response_streaming]
-    return make(function, handler.request_deserializer, handler.response_serializer)
+    # A single message that grpc itself read would fail before `_Call` could answer.
+    return make(function, _decoder(handler) if handler.request_streaming else None, handler.response_serializer)

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import signal
-import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ import grpc
 import structlog
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from penstock.rpc.config import ServerSettings
 from penstock.rpc.errors import StartupError
+from penstock.rpc.health import HealthServicer
 from penstock.rpc.interceptor import CallInterceptor
 from penstock.rpc.logs import configure_logging
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _log = structlog.get_logger("penstock.server")
 
@@ -46,13 +50,13 @@ class Application:
 async def serve(settings: ServerSettings, application: AbstractAsyncContextManager[Application]) -> None:
     """Serves until SIGTERM, SIGINT or, with `stop_on_eof`, the end of standard input; then drains and returns.
 
-    Raises `StartupError` if the port or the home cannot be had.
+    Raises `StartupError` if the port, the home or the ready file cannot be had.
     """
     configure_logging(settings.log_format, settings.log_level, settings.section)
     stop = asyncio.Event()
     _stop_on_signals(stop)
     if settings.stop_on_eof:
-        await _stop_on_eof(stop)
+        _stop_on_eof(stop)
     async with application as running, listening(settings, running) as address:
         _log.info("ready", address=address)
         with _ready_file(settings, address):
@@ -75,38 +79,41 @@ async def listening(settings: ServerSettings, application: Application) -> Async
             ("grpc.max_metadata_size", 16 * 1024),
         ],
     )
-    status = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    health = HealthServicer(name for service in application.services for name in service.names)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     for service in application.services:
         service.add(server)
     if settings.reflection:
         _add_reflection(server, application.services)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        port = server.add_insecure_port(f"{host}:{settings.port}")
     except RuntimeError as error:
         raise StartupError(
-            f"Cannot listen on {settings.host}:{settings.port}: the address is not this machine's, or something "
+            f"Cannot listen on {host}:{settings.port}: the address is not this machine's, or something "
             f"listens there already. Stop that, or choose another port with --port (0 takes a free one)."
         ) from error
     await server.start()
-    for name in ("", *(name for service in application.services for name in service.names)):
-        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield f"{settings.host}:{port}"
+        yield f"{host}:{port}"
     finally:
-        await status.enter_graceful_shutdown()
-        await application.drain()
-        await server.stop(settings.drain_s)
+        health.drain()
+        # New calls are refused before the streams end: their clients come back at once.
+        stopped = asyncio.create_task(server.stop(settings.drain_s))
+        try:
+            await application.drain()
+        finally:
+            await stopped
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[Service]) -> None:
     """Reflection over one pool of all files: the protocol of inference lives in a pool of its own."""
     pool = descriptor_pool.DescriptorPool()
     seen: set[str] = set()
-    for file in (*(service.file for service in services), health_pb2.DESCRIPTOR):
+    for file in (*(service.file for service in services), health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         _copy_file(file, pool, seen)
     names = [name for service in services for name in service.names]
-    reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server, pool)
+    reflection.enable_server_reflection((*names, _HEALTH, reflection.SERVICE_NAME), server, pool)
 
 
 def _copy_file(file: FileDescriptor, pool: descriptor_pool.DescriptorPool, seen: set[str]) -> None:
@@ -124,15 +131,20 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-async def _stop_on_eof(stop: asyncio.Event) -> None:
-    class UntilEnd(asyncio.Protocol):
-        def eof_received(self) -> None:
-            stop.set()
+def _stop_on_eof(stop: asyncio.Event) -> None:
+    """Standard input may be a pipe, a terminal, a file or nothing at all; only a thread can wait for all of them."""
+    loop = asyncio.get_running_loop()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            stop.set()
+    def wait() -> None:
+        # An unreadable standard input has nobody at its other end either.
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        # The loop is closed where the server stopped for another reason.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop.set)
 
-    await asyncio.get_running_loop().connect_read_pipe(UntilEnd, sys.stdin)
+    threading.Thread(target=wait, name="stop-on-eof", daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -143,8 +155,13 @@ def _ready_file(settings: ServerSettings, address: str) -> Iterator[None]:
         yield
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(address, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(address, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StartupError(
+            f"Cannot write the ready file {path}: {error.strerror}. Choose another with --ready-file."
+        ) from error
     try:
         yield
     finally:

@@ -1,13 +1,21 @@
 """The one table from an error's reason to its status on the wire."""
 
+from collections.abc import Sequence
+
 import grpc
 from google.protobuf import any_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
 from penstock.api.types.v1.error_reason_pb2 import ErrorReason
-from penstock.rpc.errors import InvalidFieldError, PenstockError
+from penstock.rpc.errors import InvalidFieldError, PenstockError, Violation
 
 DOMAIN = "penstock"
+
+# Metadata above 8 KiB may be refused by the client, which then sees neither status nor text. The message goes twice, in
+# grpc-message with up to three bytes for one.
+_MESSAGE_BYTES = 1024
+_METADATA_BYTES = 256
+_VIOLATIONS_BYTES = 1536
 
 # The metadata key under which gRPC carries a serialized google.rpc.Status.
 DETAILS_KEY = "grpc-status-details-bin"
@@ -39,15 +47,31 @@ def to_status(error: BaseException, request_id: str) -> tuple[grpc.StatusCode, s
     known = error if isinstance(error, PenstockError) else PenstockError(f"Internal error in request {request_id}.")
     code = CODES[known.reason]
     reason = ErrorReason.Name(known.reason).removeprefix("ERROR_REASON_")
-    metadata = {**known.metadata, "request_id": request_id}
+    metadata = {key: _clipped(value, _METADATA_BYTES) for key, value in known.metadata.items()}
+    metadata["request_id"] = request_id
     details: list[message.Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
     if isinstance(known, InvalidFieldError):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=violation.field, description=violation.description)
-            for violation in known.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
-    return code, status_pb2.Status(code=code.value[0], message=known.message, details=[_packed(d) for d in details])
+        details.append(_bad_request(known.violations))
+    text = _clipped(known.message, _MESSAGE_BYTES)
+    return code, status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in details])
+
+
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    """As many violations as fit, and at least one."""
+    bad = error_details_pb2.BadRequest()
+    for number, violation in enumerate(violations):
+        field = _clipped(violation.field, _METADATA_BYTES)
+        bad.field_violations.add(field=field, description=_clipped(violation.description, _MESSAGE_BYTES))
+        if number and bad.ByteSize() > _VIOLATIONS_BYTES:
+            del bad.field_violations[number]
+            break
+    return bad
+
+
+def _clipped(text: str, limit: int) -> str:
+    """The text in at most `limit` bytes of UTF-8, always encodable."""
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "…"
 
 
 def _packed(detail: message.Message) -> any_pb2.Any:

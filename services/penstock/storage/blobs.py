@@ -9,7 +9,9 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from penstock.rpc.errors import (
     StorageFullError,
     WrongOffsetError,
 )
+from penstock.rpc.validation import DIGEST
 
 CHUNK_BYTES = 1024 * 1024
 ABANDONED_AFTER_S = 7 * 24 * 3600
@@ -61,15 +64,13 @@ class BlobStore:
         self._root = folder / "blobs" if url is None else None
         self._store: ObjectStore = LocalStore(self._root, mkdir=True) if self._root else from_url(url or "")
         self._writing: set[str] = set()
+        # Found by reading; they count as absent until somebody writes them again.
+        self._corrupted: set[str] = set()
         self._discard_abandoned()
 
     async def size(self, digest: str) -> int | None:
-        """The size of a visible blob in bytes; None if there is none."""
-        try:
-            meta = await obstore.head_async(self._store, _key(digest))
-        except FileNotFoundError:
-            return None
-        return meta["size"]
+        """The size of a visible blob in bytes; None if there is none, or if a read has found it corrupted."""
+        return None if digest in self._corrupted else await self._stored_size(digest)
 
     async def committed(self, digest: str) -> int:
         """How many bytes of a blob are kept, visible or not."""
@@ -82,20 +83,27 @@ class BlobStore:
 
         Raises:
             ConflictError: another stream writes this blob.
+            InvalidFieldError: the blob is visible and has another size.
+            StorageFullError: the disk is full.
             WrongOffsetError: `offset` is not the committed size.
         """
         if ref.digest in self._writing:
             raise ConflictError(f"Another stream is writing {ref.digest}. Wait until it has ended, then resume.")
         self._writing.add(ref.digest)
         try:
-            committed = await self.committed(ref.digest)
+            visible = await self._visible(ref)
+            committed = ref.size_bytes if visible else self._staged_size(ref.digest)
+            if committed > ref.size_bytes:
+                # Somebody staged more bytes than this blob has; they cannot become it.
+                self.staged_path(ref.digest).unlink(missing_ok=True)
+                committed = 0
             if offset != committed:
                 raise WrongOffsetError(
                     f"The upload of {ref.digest} stands at byte {committed}, and the stream begins "
                     f"at {offset}. Resume at {committed}.",
                     committed_size_bytes=str(committed),
                 )
-            upload = Upload(self, ref, await self.size(ref.digest) is not None)
+            upload = Upload(self, ref, visible)
             try:
                 yield upload
             finally:
@@ -104,12 +112,18 @@ class BlobStore:
             self._writing.discard(ref.digest)
 
     async def write(self, data: bytes) -> BlobRef:
-        """Stores bytes that are at hand."""
+        """Stores bytes that are at hand. Raises `StorageFullError` if the disk is full."""
         ref = BlobRef(digest_of(data), len(data))
-        committed = await self.committed(ref.digest)
-        async with self.upload(ref, committed) as upload:
-            await upload.append(data[committed:])
-            await upload.finish()
+        if await self.size(ref.digest) != ref.size_bytes:
+            # Not `<digest>.part`: a stream may be writing that, with bytes that nobody has checked.
+            staged = self._staging / f"{uuid.uuid4().hex}.part"
+            try:
+                await asyncio.to_thread(_write_durably, staged, data)
+                await self._move(staged, ref.digest)
+            except (BaseError, OSError) as error:
+                raise _storage_error(error, ref.digest) from error
+            finally:
+                staged.unlink(missing_ok=True)
         return ref
 
     async def read(self, digest: str, offset: int = 0) -> AsyncIterator[bytes]:
@@ -120,25 +134,33 @@ class BlobStore:
             WrongOffsetError: `offset` is above the size.
             CorruptedError: after the last chunk of a read from 0, if the bytes no longer have the digest.
         """
-        size = await self.size(digest)
+        size = await self._stored_size(digest)
         if size is None:
             raise NotFoundError("blob", digest)
         if offset > size:
             raise WrongOffsetError(f"Blob {digest} has {size} bytes, and the read begins at {offset}.")
         sha256 = hashlib.sha256()
         if offset < size:
-            result = await obstore.get_async(self._store, _key(digest), options={"range": {"offset": offset}})
+            try:
+                result = await obstore.get_async(self._store, _key(digest), options={"range": {"offset": offset}})
+            except FileNotFoundError as error:
+                raise NotFoundError("blob", digest) from error
             async for piece in result.stream(min_chunk_size=CHUNK_BYTES):
                 view = memoryview(piece)
                 for start in range(0, len(view), CHUNK_BYTES):
                     chunk = bytes(view[start : start + CHUNK_BYTES])
                     sha256.update(chunk)
                     yield chunk
-        if offset == 0 and digest != f"sha256:{sha256.hexdigest()}":
+        if offset > 0:
+            return
+        if digest != f"sha256:{sha256.hexdigest()}":
             _log.error("corrupted blob", digest=digest)
+            self._corrupted.add(digest)
             raise CorruptedError(
-                f"The stored bytes of {digest} no longer have this digest. Restore them from a backup."
+                f"The stored bytes of {digest} no longer have this digest. Restore them from a backup or write them "
+                f"again."
             )
+        self._corrupted.discard(digest)
 
     async def read_whole(self, digest: str) -> bytes:
         """All bytes of a blob that is known to be small, checked. Raises as `read` does."""
@@ -158,18 +180,42 @@ class BlobStore:
         if found != ref.digest:
             staged.unlink()
             raise InvalidFieldError.of(
-                "header.digest", f"the {ref.size_bytes} bytes that came have {found}; they are discarded"
+                "header", f"the {ref.size_bytes} bytes that came have {found}, not {ref.digest}; they are discarded"
             )
         try:
-            await obstore.put_async(self._store, _key(ref.digest), staged)
-            if self._root is not None:
-                await asyncio.to_thread(_sync, self._root / _key(ref.digest))
+            await self._move(staged, ref.digest)
         except (BaseError, OSError) as error:
             raise _storage_error(error, ref.digest) from error
-        staged.unlink()
+
+    async def _move(self, staged: Path, digest: str) -> None:
+        """Staged bytes become visible whole or not at all; in a folder by a rename, which needs no second copy."""
+        if self._root is not None:
+            await asyncio.to_thread(_rename_durably, staged, self._root / _key(digest))
+        else:
+            await obstore.put_async(self._store, _key(digest), staged)
+            await asyncio.to_thread(staged.unlink)
+        self._corrupted.discard(digest)
+
+    async def _visible(self, ref: BlobRef) -> bool:
+        """Whether a blob is there; where its size is not the announced one, its bytes decide who is wrong."""
+        size = await self.size(ref.digest)
+        if size is None or size == ref.size_bytes:
+            return size is not None
+        try:
+            async for _ in self.read(ref.digest):
+                pass
+        except CorruptedError:
+            return False
+        raise InvalidFieldError.of("header", f"{ref.digest} has {size} bytes, not {ref.size_bytes}")
+
+    async def _stored_size(self, digest: str) -> int | None:
+        try:
+            return (await obstore.head_async(self._store, _key(digest)))["size"]
+        except FileNotFoundError:
+            return None
 
     def staged_path(self, digest: str) -> Path:
-        return self._staging / f"{digest.removeprefix('sha256:')}.part"
+        return self._staging / f"{_hexadecimal(digest)}.part"
 
     def _staged_size(self, digest: str) -> int:
         try:
@@ -191,9 +237,9 @@ class Upload:
         self._store = store
         self._ref = ref
         self._complete = complete
-        self._file = (
-            -1 if complete else os.open(store.staged_path(ref.digest), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        )
+        # A cancelled stream leaves its last write running in a thread: the file must not be closed under it.
+        self._lock = threading.Lock()
+        self._file = -1 if complete else _open_staged(store.staged_path(ref.digest), ref.digest)
         self._size = ref.size_bytes if complete else os.fstat(self._file).st_size
 
     async def append(self, chunk: bytes) -> None:
@@ -224,28 +270,47 @@ class Upload:
         return True
 
     def close(self) -> None:
-        """Brings what was written to the disk and closes the file."""
-        if self._file >= 0:
+        """Brings what was written to the disk and closes the file. Raises `StorageFullError` if the disk is full."""
+        with self._lock:
+            if self._file < 0:
+                return
             try:
                 os.fsync(self._file)
+            except OSError as error:
+                raise _storage_error(error, self._ref.digest) from error
             finally:
                 os.close(self._file)
                 self._file = -1
 
     def _write(self, chunk: bytes) -> None:
         view = memoryview(chunk)
-        try:
-            while view:
-                written = os.write(self._file, view)
-                self._size += written
-                view = view[written:]
-        except OSError as error:
-            raise _storage_error(error, self._ref.digest) from error
+        with self._lock:
+            try:
+                while view and self._file >= 0:
+                    written = os.write(self._file, view)
+                    self._size += written
+                    view = view[written:]
+            except OSError as error:
+                raise _storage_error(error, self._ref.digest) from error
+
+
+def _hexadecimal(digest: str) -> str:
+    """A digest's part that becomes a file name. Callers check digests; that none becomes a path is checked here too."""
+    if not DIGEST.fullmatch(digest):
+        raise ValueError(f"expected a digest, got {digest!r}")
+    return digest.removeprefix("sha256:")
 
 
 def _key(digest: str) -> str:
-    hexadecimal = digest.removeprefix("sha256:")
+    hexadecimal = _hexadecimal(digest)
     return f"sha256/{hexadecimal[:2]}/{hexadecimal}"
+
+
+def _open_staged(path: Path, digest: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise _storage_error(error, digest) from error
 
 
 def _file_digest(path: Path) -> str:
@@ -253,9 +318,18 @@ def _file_digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _sync(path: Path) -> None:
-    for target in (path, path.parent, path.parent.parent):
-        descriptor = os.open(target, os.O_RDONLY)
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename_durably(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    for folder in (target.parent, target.parent.parent, target.parent.parent.parent):
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -1,18 +1,20 @@
 """A service's database: SQLite in its home by default, PostgreSQL for a fleet. SQLAlchemy and Alembic do the work."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import structlog
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-_log = structlog.get_logger("penstock.database")
+from penstock.rpc.errors import StartupError, StorageFullError
 
 
 class Database:
@@ -20,13 +22,25 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._writes = async_sessionmaker(engine, expire_on_commit=False)
+        # SQLite takes one writer at a time. Who waits here is served in order and holds no connection; who waited
+        # inside SQLite would poll, starve, and keep readers from a connection.
+        self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else nullcontext()
         self._reads = async_sessionmaker(engine.execution_options(read_only=True), expire_on_commit=False)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Commits durably when the block ends, and changes nothing if it raises."""
-        async with self._writes.begin() as session:
-            yield session
+        """Commits durably when the block ends, and changes nothing if it raises.
+
+        Raises `StorageFullError` if the disk is full. Transactions do not nest: the inner one would wait for ever.
+        """
+        async with self._turn:
+            try:
+                async with self._writes.begin() as session:
+                    yield session
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorname", "") != "SQLITE_FULL":
+                    raise
+                raise StorageFullError("The disk of the database is full. Free space, then try again.") from error
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncSession]:
@@ -37,13 +51,22 @@ class Database:
 
 @asynccontextmanager
 async def opened_database(url: str, migrations: Path) -> AsyncIterator[Database]:
-    """Connects to `url`, brings the schema up to date with the scripts in `migrations`, and disconnects at the end."""
+    """Connects to `url`, brings the schema up to date with the scripts in `migrations`, and disconnects at the end.
+
+    Raises `StartupError` if the schema is one that `migrations` does not know.
+    """
     engine = create_async_engine(url)
     if engine.dialect.name == "sqlite":
         _configure_sqlite(engine)
     try:
-        async with engine.begin() as connection:
-            await connection.run_sync(migrate, migrations)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(migrate, migrations)
+        except CommandError as error:
+            raise StartupError(
+                f"Cannot use the database {engine.url.render_as_string()}: {error}. If a newer Penstock wrote it, run "
+                f"that one."
+            ) from error
         yield Database(engine)
     finally:
         await engine.dispose()
@@ -56,7 +79,7 @@ def sqlite_url(path: Path) -> str:
 def migrate(connection: Connection, migrations: Path) -> None:
     """Runs the missing migrations in the connection's transaction."""
     config = Config()
-    config.set_main_option("script_location", str(migrations))
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
 
@@ -75,7 +98,7 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
     def on_connect(connection: Any, _: object) -> None:  # noqa: ANN401  # the driver's adapter has no public type
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
+        for pragma in ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
