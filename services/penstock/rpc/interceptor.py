@@ -22,9 +22,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Probes come every few seconds and say nothing.
 _QUIET_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 
-# At run time `ServicerContext.code()` is a number.
-_STATUS_NAMES: dict[object, str] = {code.value[0]: code.name for code in grpc.StatusCode}
-
 _log = structlog.get_logger("penstock.access")
 
 # The messages pass through unread: their types are the contract's, not ours.
@@ -112,6 +109,8 @@ class _Call:
         self._method = method
         self._request_id = request_id
         self._context = context
+        # Now: asked for after the call is gone, as it is when a left stream is closed, grpc reads freed memory.
+        self._peer = context.peer()
         self._started = time.monotonic()
         bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
@@ -125,7 +124,7 @@ class _Call:
             self._settle("CANCELLED")
             return
         if isinstance(error, grpc.aio.AbortError):
-            self._settle(_STATUS_NAMES.get(self._context.code(), "UNKNOWN"))
+            self._settle(self._context.code().name)
             return
         code, status = to_status(error, self._request_id)
         if not isinstance(error, PenstockError):
@@ -137,9 +136,7 @@ class _Call:
     def _settle(self, status: str, **fields: str) -> None:
         if not self._method.startswith(_QUIET_SERVICES):
             duration_ms = round((time.monotonic() - self._started) * 1000, 2)
-            _log.info(
-                "call", method=self._method, status=status, duration_ms=duration_ms, peer=self._context.peer(), **fields
-            )
+            _log.info("call", method=self._method, status=status, duration_ms=duration_ms, peer=self._peer, **fields)
         unbind_contextvars("request_id")
 
 
