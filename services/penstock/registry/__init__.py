@@ -1,0 +1,1 @@
+"""The registry: models, versions, aliases, deployments and the blobs of bundles."""

@@ -1,0 +1,149 @@
+"""What the contract asks of the fields of a request."""
+
+import math
+import re
+from collections.abc import Iterable
+
+from penstock.api.registry.v1.deployment_service_pb2 import Deployment, DeploymentTarget
+from penstock.api.registry.v1.model_pb2 import Provenance, Version
+from penstock.api.types.v1.parity_pb2 import ParityCase, ParityReport
+from penstock.api.types.v1.signature_pb2 import Signature, TensorSpec
+from penstock.registry.manifest import MANIFEST
+from penstock.rpc.validation import Violations
+from penstock.storage.artifacts import checked_blob
+
+GRAPH = "model.onnx"
+DATATYPES = frozenset(
+    ["BOOL", "BYTES", "FP16", "BF16", "FP32", "FP64"]
+    + [f"{kind}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)]
+)
+MAX_VERSION_BYTES = 1024 * 1024
+MAX_FILES = 100
+MAX_METRICS = 100
+MAX_LABELS = 10_000
+MAX_TARGETS = 10
+WHOLE = 100
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+_NUMBER = re.compile(r"[0-9]+")
+
+
+def check_number(violations: Violations, field: str, number: int) -> None:
+    violations.require(number >= 1, field, f"expected a version's number, 1 or more; got {number}")
+
+
+def check_alias(violations: Violations, field: str, alias: str) -> None:
+    violations.name(field, alias)
+    is_number = _NUMBER.fullmatch(alias) is not None
+    violations.require(not is_number, field, f"expected a name, which a number is not; got {alias[:80]!r}")
+
+
+def check_version(violations: Violations, field: str, version: Version) -> None:
+    """The input fields of a version. Whether its blobs are there is asked later."""
+    size_bytes = version.ByteSize()
+    if size_bytes > MAX_VERSION_BYTES:
+        # To name each of its faults would make an answer as large as the request.
+        violations.add(field, f"expected a message of at most {MAX_VERSION_BYTES:,} bytes; got {size_bytes:,}")
+        return
+    violations.name(f"{field}.model", version.model)
+    _check_files(violations, f"{field}.files", version)
+    _check_signature(violations, f"{field}.signature", version.signature)
+    if version.HasField("parity"):
+        outputs = {spec.name for spec in version.signature.outputs}
+        _check_parity(violations, f"{field}.parity", version.parity, outputs)
+    _check_count(violations, f"{field}.metrics", len(version.metrics), MAX_METRICS)
+    violations.require("" not in version.metrics, f"{field}.metrics", "expected a name for each; one is empty")
+    _check_count(violations, f"{field}.labels", len(version.labels), MAX_LABELS)
+    _check_provenance(violations, f"{field}.provenance", version.provenance)
+    violations.text(f"{field}.description", version.description)
+
+
+def check_deployment(violations: Violations, field: str, deployment: Deployment) -> None:
+    violations.name(f"{field}.model", deployment.model)
+    violations.within(f"{field}.targets", len(deployment.targets), 1, MAX_TARGETS)
+    for index, target in enumerate(deployment.targets[:MAX_TARGETS]):
+        _check_target(violations, f"{field}.targets[{index}]", target)
+    total = sum(target.weight for target in deployment.targets)
+    violations.require(total == WHOLE, f"{field}.targets", f"expected weights that add up to {WHOLE}; got {total}")
+
+
+def _check_target(violations: Violations, field: str, target: DeploymentTarget) -> None:
+    kind = target.WhichOneof("target")
+    if kind == "version":
+        check_number(violations, f"{field}.version", target.version)
+    elif kind == "alias":
+        check_alias(violations, f"{field}.alias", target.alias)
+    else:
+        violations.add(field, "expected a version or an alias; got neither")
+    violations.within(f"{field}.weight", target.weight, 1, WHOLE)
+
+
+def _check_files(violations: Violations, field: str, version: Version) -> None:
+    _check_count(violations, field, len(version.files), MAX_FILES)
+    violations.require(GRAPH in version.files, field, f"expected {GRAPH!r} among the files")
+    for name, blob in sorted(version.files.items())[:MAX_FILES]:
+        path = f'{field}["{name[:80]}"]'
+        if not _FILE_NAME.fullmatch(name):
+            expected = "expected a name of 1 to 200 letters, digits, '-', '_' and '.' that does not begin with '.'"
+            violations.add(path, f"{expected}; got {name[:80]!r}")
+        violations.require(name != MANIFEST, path, "the server writes the manifest; leave it out")
+        checked_blob(violations, path, blob)
+
+
+def _check_signature(violations: Violations, field: str, signature: Signature) -> None:
+    for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        violations.require(len(specs) > 0, f"{field}.{side}", "expected at least one; got none")
+        for index, spec in enumerate(specs):
+            _check_tensor(violations, f"{field}.{side}[{index}]", spec)
+        _check_unique(violations, f"{field}.{side}", (spec.name for spec in specs))
+
+
+def _check_tensor(violations: Violations, field: str, spec: TensorSpec) -> None:
+    violations.require(spec.name != "", f"{field}.name", "expected a name; got none")
+    if spec.datatype not in DATATYPES:
+        expected = f"expected one of {', '.join(sorted(DATATYPES))}"
+        violations.add(f"{field}.datatype", f"{expected}; got {spec.datatype[:80]!r}")
+    for axis, dimension in enumerate(spec.shape):
+        extent = dimension.WhichOneof("extent")
+        fits = dimension.size >= 0 if extent == "size" else extent == "name" and dimension.name != ""
+        violations.require(fits, f"{field}.shape[{axis}]", "expected a size of 0 or more, or a name that is not empty")
+
+
+def _check_unique(violations: Violations, field: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        violations.require(name not in seen, f"{field}[{index}].name", f"{name[:80]!r} is used twice")
+        seen.add(name)
+
+
+def _check_parity(violations: Violations, field: str, parity: ParityReport, outputs: set[str]) -> None:
+    violations.require(len(parity.cases) > 0, f"{field}.cases", "expected at least one; got none")
+    for name in ("max_absolute_error", "max_relative_error", "absolute_tolerance", "relative_tolerance"):
+        _check_error(violations, f"{field}.{name}", getattr(parity, name))
+    for index, case in enumerate(parity.cases):
+        _check_case(violations, f"{field}.cases[{index}]", case, outputs)
+
+
+def _check_case(violations: Violations, field: str, case: ParityCase, outputs: set[str]) -> None:
+    known = case.output in outputs
+    violations.require(known, f"{field}.output", f"expected an output of the signature; got {case.output[:80]!r}")
+    violations.require(case.batch_size >= 1, f"{field}.batch_size", f"expected 1 or more; got {case.batch_size}")
+    _check_error(violations, f"{field}.max_absolute_error", case.max_absolute_error)
+    _check_error(violations, f"{field}.max_relative_error", case.max_relative_error)
+    violations.within(f"{field}.argmax_agreement", case.argmax_agreement, 0, 1)
+
+
+def _check_error(violations: Violations, field: str, value: float) -> None:
+    fits = math.isfinite(value) and value >= 0
+    violations.require(fits, field, f"expected a finite number, 0 or more; got {value}")
+
+
+def _check_provenance(violations: Violations, field: str, provenance: Provenance) -> None:
+    violations.text(f"{field}.job_id", provenance.job_id)
+    violations.text(f"{field}.dataset", provenance.dataset)
+    if provenance.dataset_digest:
+        violations.digest(f"{field}.dataset_digest", provenance.dataset_digest)
+
+
+def _check_count(violations: Violations, field: str, count: int, most: int) -> None:
+    violations.require(count <= most, field, f"expected at most {most:,}; got {count:,}")
