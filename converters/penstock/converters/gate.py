@@ -1,0 +1,129 @@
+"""The one gate every converted graph passes before it becomes a file."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from penstock.converters.errors import GateError, UnsupportedModelError
+from penstock.converters.parity import Batch, ParityReport, Tolerance, compare
+from penstock.converters.signature import Signature, TensorSpec, read_signature
+
+_MAX_PROTOBUF_BYTES = 2**31 - 1
+
+_REPORT_AS_BUG = (
+    "This is a fault of the conversion, not of the model: nothing was written. Please report it with the model."
+)
+
+
+def verify(
+    model: onnx.ModelProto, signature: Signature, batches: Sequence[Batch], tolerance: Tolerance, source: str
+) -> ParityReport:
+    """Lets a graph pass that is valid, loads, has this signature and answers each batch as its source did.
+
+    `source` names what gave the answers (`keras 3.15.1`). Raises `GateError`, and `UnsupportedModelError` above 2 GiB.
+    """
+    _check_graph(model)
+    _check_inputs(model, signature)
+    _check_signature(read_signature(model), signature)
+    session = _load(model)
+    names = [spec.name for spec in signature.outputs]
+    cases = []
+    for batch in batches:
+        answers = _run(session, names, batch)
+        _check_axes(signature, batch, dict(zip(names, answers, strict=True)))
+        cases += [compare(batch, name, answer, tolerance) for name, answer in zip(names, answers, strict=True)]
+    return ParityReport.of(cases, tolerance, source, runtime=f"onnxruntime {onnxruntime.__version__}")
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph and of the graphs inside it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from nodes_of(body)
+
+
+def unknown_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes whose operator is not in the model's version of the ONNX standard."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    return [
+        node
+        for node in nodes_of(model.graph)
+        if node.domain not in versions
+        or not onnx.defs.has(node.op_type, max_inclusive_version=versions[node.domain], domain=node.domain)
+    ]
+
+
+def _check_graph(model: onnx.ModelProto) -> None:
+    if model.ByteSize() > _MAX_PROTOBUF_BYTES:
+        raise UnsupportedModelError(
+            f"The graph has {model.ByteSize():,} bytes; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}. "
+            "Make the model smaller, or use a float16 policy."
+        )
+    if unknown := unknown_operators(model):
+        names = ", ".join(sorted({f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in unknown}))
+        raise GateError(f"The graph uses operators that ONNX does not have: {names}. {_REPORT_AS_BUG}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GateError(f"The ONNX checker refuses the graph: {error}. {_REPORT_AS_BUG}") from error
+
+
+def _check_inputs(model: onnx.ModelProto, signature: Signature) -> None:
+    defaults = {initializer.name for initializer in model.graph.initializer}
+    required = {value.name for value in model.graph.input} - defaults
+    if leaked := sorted(required - {spec.name for spec in signature.inputs}):
+        raise GateError(
+            f"The graph asks its caller for {', '.join(map(repr, leaked))}, which the model holds itself: a constant or a "
+            "weight was captured from outside the layers. Make it a weight of a layer, or compute it inside `call`."
+        )
+
+
+def _check_signature(found: Signature, expected: Signature) -> None:
+    for kind, ours, theirs in (("inputs", found.inputs, expected.inputs), ("outputs", found.outputs, expected.outputs)):
+        if ours != theirs:
+            raise GateError(
+                f"The graph's {kind} are not the model's: expected {_listed(theirs)}, got {_listed(ours)}. "
+                f"{_REPORT_AS_BUG}"
+            )
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return "; ".join(map(str, specs)) or "none"
+
+
+def _load(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base but this one
+        raise GateError(f"ONNX Runtime cannot load the graph: {error}. {_REPORT_AS_BUG}") from error
+
+
+def _run(session: onnxruntime.InferenceSession, names: list[str], batch: Batch) -> list[NDArray[Any]]:
+    try:
+        return [np.asarray(answer) for answer in session.run(names, dict(batch.inputs))]
+    except Exception as error:  # ONNX Runtime's exceptions share no base but this one
+        raise GateError(
+            f"ONNX Runtime cannot run the graph on {batch.size} {batch.rows} rows: {error}. {_REPORT_AS_BUG}"
+        ) from error
+
+
+def _check_axes(signature: Signature, batch: Batch, answers: dict[str, NDArray[Any]]) -> None:
+    """The signature's word on sizes is tested too: an axis of one name has one size in a request."""
+    sizes: dict[str, int] = {}
+    tensors = {**batch.inputs, **answers}
+    for spec in (*signature.inputs, *signature.outputs):
+        shape = tensors[spec.name].shape
+        expected = tuple(axis if isinstance(axis, int) else sizes.get(axis, -1) for axis in spec.shape)
+        if len(shape) != len(expected) or any(
+            size not in {-1, came} for size, came in zip(expected, shape, strict=True)
+        ):
+            raise GateError(f"{spec} came with the shape {list(shape)}. {_REPORT_AS_BUG}", output=spec.name)
+        sizes.update((axis, size) for axis, size in zip(spec.shape, shape, strict=True) if isinstance(axis, str))

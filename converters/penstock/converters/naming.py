@@ -1,0 +1,157 @@
+"""Gives a converted graph the model's own names and one order of nodes: converting twice gives the same bytes."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+
+import onnx
+from onnx import helper
+
+from penstock.converters.gate import nodes_of
+from penstock.converters.signature import Signature, TensorSpec, onnx_type
+
+IR_VERSION = 10
+"""ONNX Runtime loads it since 1.18; opset 18 needs 8."""
+
+
+def finish(
+    model: onnx.ModelProto, signature: Signature, inputs: Sequence[str], outputs: Sequence[str], name: str
+) -> onnx.ModelProto:
+    """A new model with the same computation whose inputs and outputs are those of the signature.
+
+    `inputs` and `outputs` are the present names of the signature's tensors, in its order; an output may come twice, and may
+    be an input. Other tensors and nodes keep their names as far as these are free, without the counters of converters.
+    """
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    produced = {tensor for node in graph.node for tensor in node.output}
+    names = {present: spec.name for present, spec in zip(inputs, signature.inputs, strict=True)}
+    copies: list[tuple[str, str]] = []
+    for present, spec in zip(outputs, signature.outputs, strict=True):
+        if present in produced and present not in names:
+            names[present] = spec.name
+        else:
+            copies.append((present, spec.name))
+    taken = {spec.name for spec in (*signature.inputs, *signature.outputs)}
+    del graph.output[:]
+    graph.output.extend(helper.make_empty_tensor_value_info(present) for present in dict.fromkeys(outputs))
+    _Renaming(taken).apply(graph, names)
+    leaked = [value for value in graph.input if value.name not in taken]  # the gate refuses them, by name
+    del graph.input[:], graph.output[:]
+    graph.input.extend([*(_value_info(spec) for spec in signature.inputs), *leaked])
+    graph.output.extend(_value_info(spec) for spec in signature.outputs)
+    graph.node.extend(helper.make_node("Identity", [names[present]], [copy], name=copy) for present, copy in copies)
+    graph.name, graph.doc_string = name, ""
+    domains = {node.domain for node in nodes_of(graph)} | {""}
+    return helper.make_model(
+        graph,
+        producer_name="penstock",
+        producer_version=version("penstock"),
+        ir_version=IR_VERSION,
+        opset_imports=sorted(
+            (entry for entry in model.opset_import if entry.domain in domains), key=lambda entry: str(entry.domain)
+        ),
+    )
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(spec.name, onnx_type(spec.datatype), list(spec.shape))
+
+
+class _Renaming:
+    """Renames a graph and the graphs inside it. No two tensors share a name, and no two nodes, wherever they stand."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._tensors = set(taken)
+        self._nodes: set[str] = set()
+
+    def apply(self, graph: onnx.GraphProto, names: dict[str, str]) -> None:
+        """Orders and renames a graph in place; `names` holds what is named already and takes up what is new."""
+        nodes = _in_order(graph)
+        for value in graph.input:
+            value.name = self._named(value.name, names)
+        constants = {constant.name: constant for constant in graph.initializer}
+        used = dict.fromkeys(tensor for node in nodes for tensor in _needed(node))
+        used |= dict.fromkeys(value.name for value in graph.output)
+        kept = [constants[tensor] for tensor in used if tensor in constants]
+        for constant in kept:
+            constant.name, constant.doc_string = self._named(constant.name, names), ""
+        for node in nodes:
+            self._rename_node(node, names)
+        for value in graph.output:
+            value.name = names[value.name]
+        # A copy: clearing the field empties the messages it holds.
+        copy = onnx.GraphProto(node=nodes, initializer=kept)
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(copy.node)
+        graph.initializer.extend(copy.initializer)
+
+    def _rename_node(self, node: onnx.NodeProto, names: dict[str, str]) -> None:
+        node.name = _free(_without_counter(node.name), self._nodes)
+        self._nodes.add(node.name)
+        node.doc_string = ""
+        node.input[:] = [names[tensor] if tensor else "" for tensor in node.input]
+        node.output[:] = [self._named(tensor, names) if tensor else "" for tensor in node.output]
+        attributes = sorted(node.attribute, key=lambda attribute: str(attribute.name))
+        for attribute in attributes:
+            for body in _bodies(attribute):
+                body.name, body.doc_string = f"{node.name}/{attribute.name}", ""
+                self.apply(body, dict(names))
+        copy = onnx.NodeProto(attribute=attributes)
+        del node.attribute[:]
+        node.attribute.extend(copy.attribute)
+
+    def _named(self, tensor: str, names: dict[str, str]) -> str:
+        if tensor not in names:
+            names[tensor] = _free(_without_counter(tensor), self._tensors)
+            self._tensors.add(names[tensor])
+        return names[tensor]
+
+
+def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that the outputs need, each behind those it needs, in an order that depends on the structure alone."""
+    producers = {tensor: node for node in graph.node for tensor in node.output if tensor}
+    ordered: list[onnx.NodeProto] = []
+    done: set[int] = set()
+    pending = [(producers[value.name], False) for value in reversed(graph.output) if value.name in producers]
+    while pending:
+        node, ready = pending.pop()
+        if id(node) in done:
+            continue
+        if ready:
+            done.add(id(node))
+            ordered.append(node)
+        else:
+            pending.append((node, True))
+            pending += [(producers[tensor], False) for tensor in reversed(list(_needed(node))) if tensor in producers]
+    return ordered
+
+
+def _needed(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors a node reads, those that the graphs inside it take from outside too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in _bodies(attribute):
+            for inner in nodes_of(body):
+                yield from inner.input
+            yield from (value.name for value in body.output)
+
+
+def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def _without_counter(name: str) -> str:
+    """tf2onnx counts in `x__12` and writes memory addresses into `einsum…`, TensorFlow counts in `…_frozen_345`."""
+    return re.sub(r"__\d+|(?<=_frozen)_\d+|(?<=einsum)\d+", "", name).removesuffix(":0") or "tensor"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    number = 1
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"

@@ -1,0 +1,100 @@
+"""Asks the source model: its answers to random and given rows, and from their shapes its signature."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.keras_source import KerasSource, NamedShape, axis_names
+from penstock.converters.parity import Batch
+from penstock.converters.signature import BATCH, Signature, TensorSpec
+
+BATCH_SIZES = (1, 2, 7)
+SAMPLE_BATCH_SIZE = 256
+
+# Sizes tried for dynamic axes: a first one, and how far the next is; large enough for some convolutions and poolings.
+_STEPS_TRIED = (16, 5)
+_PIXELS_TRIED = (64, 9)
+
+
+def probe(source: KerasSource, samples: Mapping[str, NDArray[Any]] | None) -> tuple[Signature, list[Batch]]:
+    """The model's signature, and batches of 1, 2 and 7 random rows and of the samples, with its answers.
+
+    A dynamic axis of an output has the name of the input axis whose size it had in every random batch, else its own.
+    Raises `InvalidSamplesError`, and `UnsupportedModelError` if the model itself fails on such rows.
+    """
+    sample_batches = list(_sample_batches(source, samples)) if samples is not None else []
+    shapes, batches = _random_batches(source)
+    inputs = tuple(TensorSpec(tensor.name, tensor.datatype, shapes[tensor.name]) for tensor in source.inputs)
+    sizes = [_axis_sizes(shapes, batch) for batch in batches]
+    outputs = []
+    for tensor in source.outputs:
+        observed = [batch.answers[tensor.name].shape for batch in batches]
+        shape = tuple(
+            size if size is not None else _followed(axis, observed, sizes) or f"{tensor.name}_axis_{axis}"
+            for axis, size in enumerate(tensor.shape)
+        )
+        outputs.append(TensorSpec(tensor.name, tensor.datatype, shape))
+    return Signature(inputs, tuple(outputs)), batches + sample_batches
+
+
+def _random_batches(source: KerasSource) -> tuple[dict[str, NamedShape], list[Batch]]:
+    own = axis_names(source.inputs, shared=False)
+    shared = axis_names(source.inputs, shared=True)
+    try:
+        return own, [_random_batch(source, own, trial) for trial in range(len(BATCH_SIZES))]
+    except Exception as error:  # a model raises what it likes
+        if shared == own:
+            raise _failing(source, error) from error
+    # The inputs are dynamic but do not go together in any size, as a text and its mask do not.
+    try:
+        return shared, [_random_batch(source, shared, trial) for trial in range(len(BATCH_SIZES))]
+    except Exception as error:  # a model raises what it likes
+        raise _failing(source, error) from error
+
+
+def _random_batch(source: KerasSource, shapes: dict[str, NamedShape], trial: int) -> Batch:
+    sizes: dict[str, int] = {BATCH: BATCH_SIZES[trial]}
+    for shape in shapes.values():
+        first, step = _STEPS_TRIED if len(shape) < 4 else _PIXELS_TRIED
+        for axis in shape:
+            if isinstance(axis, str) and axis not in sizes:
+                sizes[axis] = first + step * trial + len(sizes) - 1
+    drawn = {name: [axis if isinstance(axis, int) else sizes[axis] for axis in shape] for name, shape in shapes.items()}
+    rows = source.random_rows(drawn, seed=trial)
+    return Batch("random", sizes[BATCH], rows, source.answer(rows))
+
+
+def _sample_batches(source: KerasSource, samples: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
+    count, rows = source.sample_rows(samples)
+    for start in range(0, count, SAMPLE_BATCH_SIZE):
+        part = {name: array[start : start + SAMPLE_BATCH_SIZE] for name, array in rows.items()}
+        try:
+            yield Batch("sample", min(SAMPLE_BATCH_SIZE, count - start), part, source.answer(part))
+        except Exception as error:  # a model raises what it likes
+            raise _failing(source, error) from error
+
+
+def _failing(source: KerasSource, error: Exception) -> UnsupportedModelError:
+    inputs = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in source.inputs)
+    return UnsupportedModelError(
+        f"The model itself, in {source.description}, fails on rows of its input shapes ({inputs}): {error} "
+        "Fix the model, or give keras.Input the sizes that it needs."
+    )
+
+
+def _axis_sizes(shapes: dict[str, NamedShape], batch: Batch) -> dict[str, int]:
+    return {
+        axis: size
+        for name, shape in shapes.items()
+        for axis, size in zip(shape, batch.inputs[name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _followed(axis: int, observed: Sequence[tuple[int, ...]], sizes: Sequence[dict[str, int]]) -> str | None:
+    for name in sizes[0]:
+        if all(shape[axis] == known[name] for shape, known in zip(observed, sizes, strict=True)):
+            return name
+    return None

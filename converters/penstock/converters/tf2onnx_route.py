@@ -1,0 +1,121 @@
+"""Keras to ONNX by way of a traced TensorFlow function and tf2onnx."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import tensorflow as tf
+from tf2onnx import optimizer, tf_loader, tfonnx
+
+from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.gate import unknown_operators
+from penstock.converters.keras_source import KerasSource
+
+OPSET = 18
+"""tf2onnx 1.17 raises above."""
+
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """A TensorFlow graph with its weights as constants, and the names of its tensors in the order of the source's.
+
+    An output name comes twice if the model gives one tensor under two names.
+    """
+
+    graph: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def trace(source: KerasSource) -> TracedGraph:
+    """Records what the model does at inference, on the CPU: cuDNN's kernels do not convert."""
+    distinct: dict[int, int] = {}
+    positions: list[int] = []
+
+    def inference(*inputs: Any) -> list[Any]:  # noqa: ANN401 symbolic TensorFlow tensors
+        outputs = source.call(*inputs)
+        positions[:] = [distinct.setdefault(id(output), len(distinct)) for output in outputs]
+        # An identity makes an output of what is an input, too.
+        return [tf.identity(next(output for output in outputs if id(output) == key)) for key in distinct]
+
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in source.inputs]
+    with tf.device("/CPU:0"):
+        function = tf.function(inference, autograph=False).get_concrete_function(*specs)
+    # Constants that the model captured stand behind the inputs; they are frozen like weights.
+    inputs = [tensor.name for tensor in function.inputs[: len(specs)]]
+    outputs = [tensor.name for tensor in function.outputs]
+    graph = tf_loader.from_function(function, inputs, outputs)
+    return TracedGraph(graph, tuple(inputs), tuple(outputs[position] for position in positions))
+
+
+def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
+    """Translates the graph, keeping TensorFlow's names. Raises `UnsupportedModelError`, naming operators and layers."""
+    inputs, outputs = list(traced.inputs), list(dict.fromkeys(traced.outputs))
+    with _collected_errors() as errors:
+        try:
+            with tf.device("/CPU:0"), tf.Graph().as_default() as graph:
+                tf.import_graph_def(traced.graph, name="")
+                translated = tfonnx.process_tf_graph(
+                    graph, opset=OPSET, input_names=inputs, output_names=outputs, continue_on_error=True
+                )
+                model = optimizer.optimize_graph(translated, optimizers=_optimizers()).make_model("")
+        except Exception as error:  # tf2onnx raises whatever its handler raised
+            raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors) or error}.") from error
+    if unknown := unknown_operators(model):
+        erfc = any(node.op_type == "Erfc" for node in unknown)
+        raise UnsupportedModelError(
+            f"ONNX opset {OPSET} cannot say what these layers do: {_placed(unknown, source.layer_names)}. "
+            "Use other layers there" + ("; for GELU, keras.activations.gelu with approximate=True." if erfc else ".")
+        )
+    # tf2onnx goes on after an error and leaves a graph that may load and be wrong.
+    if errors:
+        raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors)}.")
+    return model
+
+
+def _optimizers() -> dict[str, Any]:
+    """All of tf2onnx's but one, which keeps any of several equal nodes. ONNX Runtime merges them itself as it loads a graph."""
+    return {name: made for name, made in optimizer._get_optimizers().items() if name != "merge_duplication"}  # noqa: SLF001 the only list of them
+
+
+@contextmanager
+def _collected_errors() -> Iterator[list[logging.LogRecord]]:
+    """tf2onnx reports what it cannot do in its log only; here nothing of it reaches the log."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = records.append  # type: ignore[method-assign, assignment]  # a class for one method would say no more
+    logger = logging.getLogger("tf2onnx")
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def _explained(errors: Sequence[logging.LogRecord]) -> str:
+    causes = (record.exc_info[1] if record.exc_info else None for record in errors)
+    return "; ".join(
+        record.getMessage().splitlines()[0] + (f" ({cause})" if cause else "")
+        for record, cause in zip(errors, causes, strict=True)
+    )
+
+
+def _placed(nodes: Sequence[onnx.NodeProto], layers: frozenset[str]) -> str:
+    places = dict.fromkeys((node.op_type, _layer_of(node.name, layers) or node.name) for node in nodes)
+    return ", ".join(f"{operator} in {layer!r}" for operator, layer in places)
+
+
+def _layer_of(node_name: str, layers: frozenset[str]) -> str | None:
+    """TensorFlow's scopes are the layers' names, with `_1` behind them where a scope is entered again."""
+    for scope in reversed(node_name.split("/")):
+        for name in (scope, re.sub(r"_\d+$", "", scope)):
+            if name in layers:
+                return name
+    return None
