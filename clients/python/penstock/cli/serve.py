@@ -40,8 +40,8 @@ class ServiceGroup(click.Group):
 def serve(config: str | None) -> None:
     """Run one service until SIGTERM or Ctrl-C, then finish the calls in progress and stop.
 
-    Every option can also be set by a variable, PENSTOCK_REGISTRY_PORT for example, or in the service's table of the TOML
-    file. An option counts before a variable, a variable before the file.
+    Every option can also be set by a variable, PENSTOCK_REGISTRY_PORT for example, or in the service's table of the
+    TOML file. An option counts before a variable, a variable before the file.
     """
     if config:
         os.environ["PENSTOCK_CONFIG"] = config

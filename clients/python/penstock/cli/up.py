@@ -14,7 +14,7 @@ from penstock.client import Addresses
 @click.option(
     "--home",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps everything.  [default: PENSTOCK_HOME]",
+    help="Folder that keeps everything.  [default: PENSTOCK_HOME, or penstock in the user's data folder]",
 )
 @click.option("--registry-port", type=int, default=8011, show_default=True)
 @click.option("--training-port", type=int, default=8021, show_default=True)
@@ -29,8 +29,8 @@ from penstock.client import Addresses
 def up(home: Path | None, registry_port: int, training_port: int, inference_port: int, log_level: str) -> None:
     """Run registry, training and inference together, on this machine alone, until Ctrl-C.
 
-    Everything is kept in the home: models, datasets and deployments are there again after the next `penstock up`. Ctrl-C
-    lets calls in progress finish, then stops all three; an interrupted training job goes on next time.
+    Everything is kept in the home: models, datasets and deployments are there again after the next `penstock up`.
+    Ctrl-C lets calls in progress finish, then stops all three; an interrupted training job goes on next time.
     """
     ports = Addresses(*(f"127.0.0.1:{port}" for port in (registry_port, training_port, inference_port)))
     try:

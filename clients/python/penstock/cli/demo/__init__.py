@@ -1,0 +1,1 @@
+"""`penstock demo`: the whole way from rows to answers, on real data, over gRPC."""

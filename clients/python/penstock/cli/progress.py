@@ -1,0 +1,76 @@
+"""What people see while they wait. It goes to standard error, and only where a person watches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from penstock.api.training.v1.job_pb2 import JobEvent, JobState, LogSeverity, Phase
+from penstock.cli.output import enum_word, interactive
+
+FINAL = {JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED}
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life beside `what` until the block ends."""
+    if not interactive():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+class JobProgress:
+    """A bar for the phase a job is in, and a line for each epoch that has ended."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=32),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("queued", total=1.0, metrics="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: JobEvent) -> None:
+        """Shows one event of the job's history."""
+        match event.WhichOneof("event"):
+            case "state_change":
+                self._show_state(event)
+            case "epoch_metrics":
+                self._show_epoch(event)
+            case "progress":
+                phase = enum_word(Phase.Name(event.progress.phase), "PHASE_")
+                self._progress.update(self._task, description=phase, completed=event.progress.fraction)
+            case "log_line" if event.log_line.severity != LogSeverity.LOG_SEVERITY_INFO:
+                severity = enum_word(LogSeverity.Name(event.log_line.severity), "LOG_SEVERITY_")
+                self._console.print(f"{severity}: {event.log_line.text}", markup=False, highlight=False)
+
+    def _show_state(self, event: JobEvent) -> None:
+        state = enum_word(JobState.Name(event.state_change.state), "JOB_STATE_")
+        completed = 1.0 if event.state_change.state in FINAL else 0.0
+        self._progress.update(self._task, description=state, completed=completed)
+        if event.state_change.message:
+            self._console.print(f"{state}: {event.state_change.message}", markup=False, highlight=False)
+
+    def _show_epoch(self, event: JobEvent) -> None:
+        epoch = event.epoch_metrics
+        values = "  ".join(f"{name} {value:.4f}" for name, value in sorted(epoch.values.items()))
+        self._progress.update(self._task, completed=epoch.epoch / epoch.epoch_count, metrics=values)
+        self._console.print(f"epoch {epoch.epoch:>3}/{epoch.epoch_count}  {values}", highlight=False)
