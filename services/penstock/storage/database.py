@@ -11,7 +11,7 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from penstock.rpc.errors import StartupError, StorageFullError
@@ -53,9 +53,10 @@ class Database:
 async def opened_database(url: str, migrations: Path) -> AsyncIterator[Database]:
     """Connects to `url`, brings the schema up to date with the scripts in `migrations`, and disconnects at the end.
 
-    Raises `StartupError` if the schema is one that `migrations` does not know.
+    Raises `StartupError` if the URL or its driver is not there to be used, the database cannot be reached or read, or
+    the schema is one that `migrations` does not know.
     """
-    engine = create_async_engine(url)
+    engine = _engine(url)
     if engine.dialect.name == "sqlite":
         _configure_sqlite(engine)
     try:
@@ -67,9 +68,26 @@ async def opened_database(url: str, migrations: Path) -> AsyncIterator[Database]
                 f"Cannot use the database {engine.url.render_as_string()}: {error}. If a newer Penstock wrote it, run "
                 f"that one."
             ) from error
+        except (SQLAlchemyError, OSError) as error:
+            # SQLAlchemy's own text adds the statement and a link.
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            raise StartupError(
+                f"Cannot open the database {engine.url.render_as_string()}: {cause}. Make it reachable, or restore it "
+                f"from a backup."
+            ) from error
         yield Database(engine)
     finally:
         await engine.dispose()
+
+
+def _engine(url: str) -> AsyncEngine:
+    try:
+        return create_async_engine(url)
+    except (SQLAlchemyError, ImportError) as error:
+        # The URL is not repeated: it may hold a password.
+        raise StartupError(
+            f"Cannot use the database URL: {error}. Expected 'postgresql+asyncpg://…', say, its driver installed."
+        ) from error
 
 
 def sqlite_url(path: Path) -> str:
