@@ -42,7 +42,7 @@ def check_version(violations: Violations, field: str, version: Version) -> None:
     """The input fields of a version. Whether its blobs are there is asked later."""
     size_bytes = version.ByteSize()
     if size_bytes > MAX_VERSION_BYTES:
-        # To name each of its faults would make an answer as large as the request.
+        # Its faults may be as many as its bytes; to look for them would cost the server more than the client.
         violations.add(field, f"expected a message of at most {MAX_VERSION_BYTES:,} bytes; got {size_bytes:,}")
         return
     violations.name(f"{field}.model", version.model)

@@ -1,6 +1,5 @@
 """Transactions of the registry: a change, its audit record and the revision are one."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -46,7 +45,6 @@ class Store:
     def __init__(self, database: Database, changed: Callable[[], None]) -> None:
         self._database = database
         self._changed = changed
-        self._turn = asyncio.Lock()
 
     def snapshot(self) -> AbstractAsyncContextManager[AsyncSession]:
         """A consistent view for reading."""
@@ -56,8 +54,7 @@ class Store:
     async def change(self) -> AsyncIterator[Change]:
         """A change: alone in the database, durable when the block has ended, undone if it raises."""
         try:
-            # The lock is fair and costs nothing while it waits; SQLite's own waiting is neither.
-            async with self._turn, self._database.transaction() as session:
+            async with self._database.transaction() as session:
                 yield Change(session, await session.get_one(State, STATE_ID, with_for_update=True))
         finally:
             # Even after an error: a call that was cut off while it committed has changed something all the same.

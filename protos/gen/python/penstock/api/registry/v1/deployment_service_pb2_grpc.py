@@ -73,7 +73,8 @@ class DeploymentServiceServicer:
     """
 
     def SetDeployment(self, request, context):
-        """Creates or replaces the deployment of a model. Returns once it is recorded; inference servers follow it in their own time.
+        """Creates or replaces the deployment of a model. Setting the targets it has already does nothing. Returns once it is
+        recorded; inference servers follow it in their own time.
 
         Errors: NOT_FOUND if there is no such model, version or alias.
         """
@@ -104,7 +105,8 @@ class DeploymentServiceServicer:
 
     def Watch(self, request, context):
         """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-        client leaves. A state that was replaced before it could be sent is passed over: only the newest one matters.
+        client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
+        over: only the newest one matters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

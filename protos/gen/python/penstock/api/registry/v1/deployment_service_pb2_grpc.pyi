@@ -38,7 +38,8 @@ class DeploymentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DeploymentServiceAsyncStub: ...
     SetDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.SetDeploymentRequest, _deployment_service_pb2.SetDeploymentResponse]
-    """Creates or replaces the deployment of a model. Returns once it is recorded; inference servers follow it in their own time.
+    """Creates or replaces the deployment of a model. Setting the targets it has already does nothing. Returns once it is
+    recorded; inference servers follow it in their own time.
 
     Errors: NOT_FOUND if there is no such model, version or alias.
     """
@@ -50,7 +51,8 @@ class DeploymentServiceStub:
     """Stops the serving of a model. Errors: NOT_FOUND."""
     Watch: _grpc.UnaryStreamMultiCallable[_deployment_service_pb2.WatchRequest, _deployment_service_pb2.WatchResponse]
     """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-    client leaves. A state that was replaced before it could be sent is passed over: only the newest one matters.
+    client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
+    over: only the newest one matters.
     """
 
 @_typing.type_check_only
@@ -63,7 +65,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.SetDeploymentRequest, _deployment_service_pb2.SetDeploymentResponse]  # type: ignore[assignment]
-    """Creates or replaces the deployment of a model. Returns once it is recorded; inference servers follow it in their own time.
+    """Creates or replaces the deployment of a model. Setting the targets it has already does nothing. Returns once it is
+    recorded; inference servers follow it in their own time.
 
     Errors: NOT_FOUND if there is no such model, version or alias.
     """
@@ -75,7 +78,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """Stops the serving of a model. Errors: NOT_FOUND."""
     Watch: _aio.UnaryStreamMultiCallable[_deployment_service_pb2.WatchRequest, _deployment_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-    client leaves. A state that was replaced before it could be sent is passed over: only the newest one matters.
+    client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
+    over: only the newest one matters.
     """
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -91,7 +95,8 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.SetDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.SetDeploymentResponse, _abc.Awaitable[_deployment_service_pb2.SetDeploymentResponse]]:
-        """Creates or replaces the deployment of a model. Returns once it is recorded; inference servers follow it in their own time.
+        """Creates or replaces the deployment of a model. Setting the targets it has already does nothing. Returns once it is
+        recorded; inference servers follow it in their own time.
 
         Errors: NOT_FOUND if there is no such model, version or alias.
         """
@@ -127,7 +132,8 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_deployment_service_pb2.WatchResponse], _abc.AsyncIterator[_deployment_service_pb2.WatchResponse]]:
         """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-        client leaves. A state that was replaced before it could be sent is passed over: only the newest one matters.
+        client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
+        over: only the newest one matters.
         """
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

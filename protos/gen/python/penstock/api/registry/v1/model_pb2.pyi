@@ -37,7 +37,7 @@ class Model(_message.Message):
     description: _builtins.str
     """For people. At most 1,000 characters."""
     latest_version: _builtins.int
-    """Output only. The number of the newest version; 0 if there was never one."""
+    """Output only. The highest number that a version was ever given, deleted ones included; 0 if there was never one."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
@@ -60,7 +60,9 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Version(_message.Message):
-    """An immutable, content-addressed bundle under a model. Nothing about a version changes after its creation."""
+    """An immutable, content-addressed bundle under a model. Nothing about a version changes after its creation.
+    As a message it has at most 1 MiB when it is created.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -126,7 +128,7 @@ class Version(_message.Message):
     @_builtins.property
     def files(self) -> _containers.MessageMap[_builtins.str, _blob_pb2.Blob]:
         """The bundle's files by name, `model.onnx` among them. A name is 1 to 200 letters, digits, `-`, `_` and `.` and does not begin
-        with `.`. At most 100 files. `manifest.json` is written by the server. Required.
+        with `.`. At most 100 files beside `manifest.json`, which the server writes and no client may give. Required.
         """
 
     @_builtins.property

@@ -124,14 +124,15 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists models by name.
+        """Lists models by name. A page of any list may hold fewer than `page_size`: it is bounded in bytes, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model with its versions and aliases.
+        """Deletes a model with its versions, its aliases and their history. Blobs that no version refers to any more go
+        with it. A model created under the name later is another one: its versions begin at 1.
 
         Errors: NOT_FOUND; FAILED_PRECONDITION while the model has a deployment.
         """
@@ -168,7 +169,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Deletes a version. Its number is not used again.
+        """Deletes a version. Its number is not used again. Blobs that no version refers to any more go with it, so a client
+        whose CreateVersion then misses one writes it again.
 
         Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment refers to it.
         """
@@ -179,7 +181,8 @@ class RegistryServiceServicer:
     def SetAlias(self, request, context):
         """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
 
-        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version.
+        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
+        RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,9 +45,10 @@ class RegistryServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _registry_service_pb2.GetModelResponse]
     """Errors: NOT_FOUND."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]
-    """Lists models by name."""
+    """Lists models by name. A page of any list may hold fewer than `page_size`: it is bounded in bytes, too."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _registry_service_pb2.DeleteModelResponse]
-    """Deletes a model with its versions and aliases.
+    """Deletes a model with its versions, its aliases and their history. Blobs that no version refers to any more go
+    with it. A model created under the name later is another one: its versions begin at 1.
 
     Errors: NOT_FOUND; FAILED_PRECONDITION while the model has a deployment.
     """
@@ -68,14 +69,16 @@ class RegistryServiceStub:
     Errors: NOT_FOUND if there is no such model.
     """
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _registry_service_pb2.DeleteVersionResponse]
-    """Deletes a version. Its number is not used again.
+    """Deletes a version. Its number is not used again. Blobs that no version refers to any more go with it, so a client
+    whose CreateVersion then misses one writes it again.
 
     Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment refers to it.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.SetAliasResponse]
     """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
 
-    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version.
+    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
+    RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
     """
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]
     """Lists the aliases of a model by name.
@@ -107,9 +110,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _registry_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Errors: NOT_FOUND."""
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists models by name."""
+    """Lists models by name. A page of any list may hold fewer than `page_size`: it is bounded in bytes, too."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _registry_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Deletes a model with its versions and aliases.
+    """Deletes a model with its versions, its aliases and their history. Blobs that no version refers to any more go
+    with it. A model created under the name later is another one: its versions begin at 1.
 
     Errors: NOT_FOUND; FAILED_PRECONDITION while the model has a deployment.
     """
@@ -130,14 +134,16 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors: NOT_FOUND if there is no such model.
     """
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteVersionRequest, _registry_service_pb2.DeleteVersionResponse]  # type: ignore[assignment]
-    """Deletes a version. Its number is not used again.
+    """Deletes a version. Its number is not used again. Blobs that no version refers to any more go with it, so a client
+    whose CreateVersion then misses one writes it again.
 
     Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment refers to it.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
 
-    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version.
+    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
+    RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
     """
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """Lists the aliases of a model by name.
@@ -184,7 +190,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListModelsResponse, _abc.Awaitable[_registry_service_pb2.ListModelsResponse]]:
-        """Lists models by name."""
+        """Lists models by name. A page of any list may hold fewer than `page_size`: it is bounded in bytes, too."""
 
     @_abc_1.abstractmethod
     def DeleteModel(
@@ -192,7 +198,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.DeleteModelResponse, _abc.Awaitable[_registry_service_pb2.DeleteModelResponse]]:
-        """Deletes a model with its versions and aliases.
+        """Deletes a model with its versions, its aliases and their history. Blobs that no version refers to any more go
+        with it. A model created under the name later is another one: its versions begin at 1.
 
         Errors: NOT_FOUND; FAILED_PRECONDITION while the model has a deployment.
         """
@@ -237,7 +244,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.DeleteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.DeleteVersionResponse, _abc.Awaitable[_registry_service_pb2.DeleteVersionResponse]]:
-        """Deletes a version. Its number is not used again.
+        """Deletes a version. Its number is not used again. Blobs that no version refers to any more go with it, so a client
+        whose CreateVersion then misses one writes it again.
 
         Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment refers to it.
         """
@@ -250,7 +258,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.SetAliasResponse, _abc.Awaitable[_registry_service_pb2.SetAliasResponse]]:
         """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
 
-        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version.
+        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
+        RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
         """
 
     @_abc_1.abstractmethod
