@@ -1,0 +1,92 @@
+"""Which files an ONNX model names as its external data.
+
+Reads the few fields of onnx.proto that lead to `TensorProto.external_data` straight from the wire format, so that
+neither the onnx package nor a second copy of the weights is needed, and nothing is opened before the names are checked.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from penstock.rpc.errors import WrongStateError
+
+# message -> field number -> the message in it, for every path from ModelProto to a tensor (onnx.proto, IR version 13).
+_MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "Entry"},
+}
+_ENTRY_KEY = 1
+_ENTRY_VALUE = 2
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+def external_locations(model: Path) -> set[str]:
+    """Every location of external data in an ONNX file, as written there. Blocks.
+
+    Raises `WrongStateError` if the file is no protobuf message.
+    """
+    if model.stat().st_size == 0:
+        return set()
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return set(_locations(data))
+        except (IndexError, UnicodeDecodeError, ValueError) as error:
+            raise WrongStateError(f"model.onnx is not an ONNX file: {error}.") from error
+
+
+def _locations(data: mmap.mmap) -> Iterator[str]:
+    pending = [("Model", 0, len(data))]
+    while pending:
+        message, start, end = pending.pop()
+        if message == "Entry":
+            fields = {number: data[first:last] for number, first, last in _fields(data, start, end)}
+            if fields.get(_ENTRY_KEY) == b"location":
+                yield fields.get(_ENTRY_VALUE, b"").decode()
+            continue
+        inner = _MESSAGES[message]
+        pending += [
+            (inner[number], first, last) for number, first, last in _fields(data, start, end) if number in inner
+        ]
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of every length-delimited field between two offsets."""
+    position = start
+    while position < end:
+        tag, position = _varint(data, position)
+        if tag >= 1 << 32:
+            raise ValueError(f"tag {tag} at byte {position}")
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            _, position = _varint(data, position)
+        elif wire_type == _FIXED64:
+            position += 8
+        elif wire_type == _FIXED32:
+            position += 4
+        elif wire_type == _LENGTH:
+            length, first = _varint(data, position)
+            position = first + length
+            if position <= end:
+                yield number, first, position
+        else:
+            raise ValueError(f"wire type {wire_type} at byte {position}")
+        if position > end:
+            raise ValueError(f"field {number} at byte {position} runs past its message")
+
+
+def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError(f"varint of more than 10 bytes at byte {position}")
