@@ -126,10 +126,9 @@ def _story(addresses: Addresses, folder: Path, output: Path, say: Callable[[str]
             raise click.ClickException(f"Job {job.job_id} ended as {JobState.Name(job.state)}: {job.error.message}")
         version = job.result.version
         parity = job.result.parity
+        difference = f"{parity.max_absolute_error:.1e}"
         say(f"Job {job.job_id} registered {MODEL} version {version} and made it {ALIAS}. Converted to ONNX and")
-        say(
-            f"compared with {parity.source} on {len(parity.cases)} batches: largest difference {parity.max_absolute_error:.1e}."
-        )
+        say(f"compared with {parity.source} on {len(parity.cases)} batches: largest difference {difference}.")
 
         target = DeploymentTarget(alias=ALIAS, weight=100)
         wait_until_ready(client, client.deployments.set(Deployment(model=MODEL, targets=[target])), timeout_s=60)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from penstock.converters.keras_source import load_keras
+from penstock.converters.keras_source import load
 
 
 def main(model: Path, rows: Path, answers: Path) -> None:
     """Writes the Keras model's own answers to the rows."""
-    np.save(answers, load_keras(model).predict(np.load(rows, allow_pickle=False), verbose=0))
+    np.save(answers, load(model).predict(np.load(rows, allow_pickle=False), verbose=0))
 
 
 if __name__ == "__main__":

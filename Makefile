@@ -1,0 +1,59 @@
+# `make demo` and `make test` need python3 (3.11 or newer) and make; everything else they set up in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types fences protos slim-test wheel-test format lock clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## Create .venv with exactly what requirements.lock names.
+
+$(READY): requirements.lock pyproject.toml scripts/setup.py
+	@echo "Setting up .venv …"
+	@$(PYTHON) scripts/setup.py
+	@touch $@
+
+demo: setup  ## Train, convert, register, deploy and query a real model.
+	@$(BIN)/penstock demo
+
+test: setup  ## Run the whole test suite.
+	@$(BIN)/pytest
+
+check: lint types fences protos slim-test wheel-test  ## Run every check that is not a test of behaviour, and the tests without TensorFlow.
+
+lint: setup  ## Style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy --strict.
+	$(BIN)/mypy
+
+fences: setup  ## Who may import whom.
+	$(BIN)/lint-imports
+
+protos: setup  ## buf's lint, format and breaking changes; generated stubs up to date.
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	cd protos && ../$(BIN)/buf breaking --against released.binpb
+	$(BIN)/python protos/generate.py --check
+
+slim-test: setup  ## The inference, rpc and client tests in an environment without TensorFlow.
+
+wheel-test: setup  ## What is in the wheel, and that it installs.
+	$(BIN)/pytest tests/packaging
+
+format: setup  ## Bring code and protos into their form.
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format --quiet .
+	cd protos && ../$(BIN)/buf format --write
+	$(BIN)/python protos/generate.py
+
+lock: setup  ## Choose the newest versions that pyproject.toml allows and write requirements.lock.
+	$(BIN)/uv lock --quiet --upgrade
+	$(BIN)/uv export --quiet --all-extras --all-groups --no-emit-project --no-header --no-annotate -o requirements.lock
+
+clean:  ## Remove .venv and everything that was built.
+	rm -rf .venv .cache dist penstock-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
