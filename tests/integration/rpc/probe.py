@@ -1,8 +1,7 @@
 """A servicer whose methods a test chooses, served as every Penstock server serves."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -21,7 +20,7 @@ class ProbeSettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_PROBE_", extra="forbid", frozen=True)
 
 
-async def unused(*_: object) -> Any:
+async def unused(*_: object) -> object:
     raise AssertionError("this method is not part of the test")
 
 
@@ -30,23 +29,23 @@ class Probe(rpc.ArtifactServiceServicer):
 
     def __init__(
         self,
-        query: Callable[[Any], Awaitable[Any]] = unused,
+        query: Callable[[Any], Awaitable[object]] = unused,
         read: Callable[[Any], AsyncIterator[Any]] = unused,
-        write: Callable[[Any], Awaitable[Any]] = unused,
+        write: Callable[[Any], Awaitable[object]] = unused,
     ) -> None:
         self._query, self._read, self._write = query, read, write
 
     def service(self) -> Service:
         return Service(pb.DESCRIPTOR, lambda server: rpc.add_ArtifactServiceServicer_to_server(self, server))
 
-    async def QueryWriteStatus(self, request: pb.QueryWriteStatusRequest, context: object) -> Any:
+    async def QueryWriteStatus(self, request: pb.QueryWriteStatusRequest, context: object) -> object:
         return await self._query(request)
 
     async def Read(self, request: pb.ReadRequest, context: object) -> AsyncIterator[Any]:
         async for response in self._read(request):
             yield response
 
-    async def Write(self, request_iterator: AsyncIterator[pb.WriteRequest], context: object) -> Any:
+    async def Write(self, request_iterator: AsyncIterator[pb.WriteRequest], context: object) -> object:
         return await self._write(request_iterator)
 
 
@@ -54,20 +53,27 @@ async def nothing() -> None:
     """A drain with nothing to end."""
 
 
+def serving(
+    *services: Service, drain: Callable[[], Awaitable[None]] = nothing, **settings: object
+) -> AbstractAsyncContextManager[str]:
+    """A server of these services on a free port of the loopback."""
+    given = ProbeSettings.load({"home": "/unused", "drain_s": 1, **settings})
+    return listening(given, Application(services, drain))
+
+
+def connected(address: str) -> grpc.aio.Channel:
+    """A channel without retries: a test sees what the server said."""
+    return grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
+
+
 @asynccontextmanager
-async def served(
-    *services: Service, drain: Callable[[], Awaitable[None]] = nothing, **settings: Any
-) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a server of these services on a free port of the loopback."""
-    application = Application(services, drain)
-    async with (
-        listening(ProbeSettings(home=Path("/unused"), **settings), application) as address,
-        grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel,
-    ):
+async def served(*services: Service, **settings: object) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a server of these services."""
+    async with serving(*services, **settings) as address, connected(address) as channel:
         yield channel
 
 
-def stub(channel: grpc.aio.Channel) -> Any:
+def stub(channel: grpc.aio.Channel) -> "rpc.ArtifactServiceAsyncStub":
     return rpc.ArtifactServiceStub(channel)
 
 
