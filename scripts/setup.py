@@ -40,10 +40,10 @@ def make_venv() -> None:
 
 def locked_uv() -> str:
     """The lines of the lock file that name uv's version and hashes."""
-    match = re.search(r"^uv==.*(?:\\\n.*)*", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    match = re.search(r"^uv==(?:.*\\\n)*.*\n", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
         sys.exit(f"Set-up stopped: {LOCK.name} does not name uv.")
-    return match[0] + "\n"
+    return match[0]
 
 
 def install_uv() -> None:
