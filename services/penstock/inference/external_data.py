@@ -12,8 +12,8 @@ from penstock.rpc.errors import WrongStateError
 
 # message -> field number -> the message in it, for every path from ModelProto to a tensor (onnx.proto, IR version 13).
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
-    "Model": {7: "Graph", 20: "Training", 25: "Function"},
-    "Training": {1: "Graph", 2: "Graph"},
+    "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
+    "TrainingInfo": {1: "Graph", 2: "Graph"},
     "Function": {7: "Node", 11: "Attribute"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
     "Node": {5: "Attribute"},

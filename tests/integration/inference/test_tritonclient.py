@@ -1,0 +1,142 @@
+"""Triton's own Python client, unchanged, against the inference service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import tritonclient.grpc as triton
+from google.protobuf.descriptor import Descriptor
+from tests.integration.inference import graphs
+from tests.integration.inference.fleet import Registry, inference_server
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
+
+from penstock.oip import inference_pb2 as pb
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[triton.InferenceServerClient]:
+    """The synchronous client; its calls go to threads, for the server runs on this loop."""
+    registry = Registry(tmp_path_factory.mktemp("registry"))
+    await registry.deploy(
+        scale=[(await registry.add("scale", 1, graphs.scale(2)), 100)],
+        words=[(await registry.add("words", 4, graphs.identity("BYTES", ["batch", 2])), 100)],
+    )
+    async with (
+        registry.running() as port,
+        inference_server(tmp_path_factory.mktemp("home"), port, server_name="triton") as inference,
+    ):
+        await inference.settled()
+        connected = triton.InferenceServerClient(inference.address)
+        yield connected
+        await asyncio.to_thread(connected.close)
+
+
+async def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
+    def ask() -> None:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("scale")
+        assert client.is_model_ready("words", "4")
+        assert not client.is_model_ready("words", "5")
+        assert not client.is_model_ready("nobody")
+        server = client.get_server_metadata(as_json=True)
+        assert (server["name"], server["extensions"]) == ("triton", ["binary_tensor_data"])
+        assert client.get_model_metadata("scale", as_json=True) == {
+            "name": "scale",
+            "versions": ["1"],
+            "platform": "onnxruntime_onnx",
+            "inputs": [{"name": "rows", "datatype": "FP32", "shape": ["-1", "4"]}],
+            "outputs": [
+                {"name": "scaled", "datatype": "FP32", "shape": ["-1", "4"]},
+                {"name": "total", "datatype": "FP32", "shape": ["-1", "1"]},
+            ],
+        }
+        index = client.get_model_repository_index(as_json=True)["models"]
+        assert [(one["name"], one["version"], one["state"]) for one in index] == [
+            ("scale", "1", "READY"),
+            ("words", "4", "READY"),
+        ]
+
+    await asyncio.to_thread(ask)
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:0]])
+async def test_numbers(client: triton.InferenceServerClient, rows: np.ndarray) -> None:
+    given = triton.InferInput("rows", list(rows.shape), "FP32")
+    given.set_data_from_numpy(rows)
+    result = await asyncio.to_thread(client.infer, "scale", [given], request_id="mine")
+    np.testing.assert_array_equal(result.as_numpy("scaled"), rows * 2)
+    np.testing.assert_array_equal(result.as_numpy("total"), (rows * 2).sum(1, keepdims=True))
+    assert result.get_response().id == "mine"
+
+
+async def test_requested_outputs(client: triton.InferenceServerClient) -> None:
+    given = triton.InferInput("rows", [2, 4], "FP32")
+    given.set_data_from_numpy(ROWS)
+    wanted = [triton.InferRequestedOutput("total")]
+    result = await asyncio.to_thread(client.infer, "scale", [given], model_version="1", outputs=wanted)
+    assert result.as_numpy("scaled") is None
+    assert result.as_numpy("total").shape == (2, 1)
+
+
+async def test_strings(client: triton.InferenceServerClient) -> None:
+    words = np.array([["grün", ""], ["a", "b" * 300]], np.object_)
+    given = triton.InferInput("given", [2, 2], "BYTES")
+    given.set_data_from_numpy(words)
+    result = await asyncio.to_thread(client.infer, "words", [given])
+    assert [[text.decode() for text in row] for row in result.as_numpy("same")] == words.tolist()
+
+
+async def test_an_unknown_model_reads_as_triton_clients_expect(client: triton.InferenceServerClient) -> None:
+    given = triton.InferInput("rows", [2, 4], "FP32")
+    given.set_data_from_numpy(ROWS)
+    with pytest.raises(InferenceServerException, match="Request for unknown model: 'nobody' is not found") as caught:
+        await asyncio.to_thread(client.infer, "nobody", [given])
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+
+def _messages(descriptors: dict[str, Descriptor]) -> dict[str, Descriptor]:
+    found = {}
+    for descriptor in descriptors.values():
+        found[descriptor.full_name] = descriptor
+        found |= _messages(descriptor.nested_types_by_name)
+    return found
+
+
+def _fields(descriptor: Descriptor) -> set[tuple[object, ...]]:
+    return {
+        (
+            field.number,
+            field.name,
+            field.type,
+            field.is_repeated,
+            field.message_type.full_name if field.message_type else None,
+            field.containing_oneof.name if field.containing_oneof else None,
+        )
+        for field in descriptor.fields
+    }
+
+
+OURS = _messages(pb.DESCRIPTOR.message_types_by_name)
+THEIRS = _messages(service_pb2.DESCRIPTOR.message_types_by_name)
+
+
+@pytest.mark.parametrize("name", OURS)
+async def test_every_field_of_our_messages_is_theirs(name: str) -> None:
+    assert _fields(OURS[name]) == _fields(THEIRS[name])
+
+
+async def test_our_rpcs_are_theirs() -> None:
+    ours = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    theirs = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
+    assert len(ours) == 7
+    for name, method in ours.items():
+        assert method.input_type.full_name == theirs[name].input_type.full_name
+        assert method.output_type.full_name == theirs[name].output_type.full_name
