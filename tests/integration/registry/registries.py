@@ -65,7 +65,7 @@ class Registry:
             await self.version(name)
         return name
 
-    async def version(self, model: str = "digits", request_id: str = "", **fields: Any) -> Version:  # noqa: ANN401  # any field
+    async def version(self, model: str = "digits", request_id: str = "", **fields: Any) -> Version:
         """Registers a version whose graph it stores first."""
         await self.store(GRAPH)
         request = registry_service_pb2.CreateVersionRequest(version=described(model, **fields), request_id=request_id)
@@ -84,7 +84,7 @@ class Registry:
         chunks = self.artifacts.Read(artifact_service_pb2.ReadRequest(digest=digest))
         return b"".join([chunk.data async for chunk in chunks])
 
-    async def alias(self, name: str, version: int, model: str = "digits", **fields: Any) -> None:  # noqa: ANN401  # any field
+    async def alias(self, name: str, version: int, model: str = "digits", **fields: Any) -> None:
         request = registry_service_pb2.SetAliasRequest(model=model, alias=name, version=version, **fields)
         await self.models.SetAlias(request)
 
@@ -135,7 +135,7 @@ def blob_of(data: bytes) -> Blob:
     return Blob(digest=f"sha256:{hashlib.sha256(data).hexdigest()}", size_bytes=len(data))
 
 
-def described(model: str = "digits", **fields: Any) -> Version:  # noqa: ANN401  # any field of the message
+def described(model: str = "digits", **fields: Any) -> Version:
     """A version that can be registered, with some of its fields replaced."""
     signature = Signature(
         inputs=[TensorSpec(name="image", datatype="FP32", shape=[Dimension(name="batch"), Dimension(size=64)])],
