@@ -26,12 +26,17 @@ QUEUE = 3
 class Gated:
     """A server with one READY model whose runs wait for the test."""
 
-    def __init__(self, channel: grpc.aio.Channel, engine: GatedEngine, repository: Repository) -> None:
-        self.oip = GRPCInferenceServiceStub(channel)
+    oip: GRPCInferenceServiceStub
+
+    def __init__(self, repository: Repository, engine: GatedEngine) -> None:
         self.engine = engine
         self.stop = asyncio.Event()
         self.draining = asyncio.Event()
         self._repository = repository
+
+    async def drain(self) -> None:
+        self._repository.drain()
+        self.draining.set()
 
     def ask(self, value: float = 1, timeout_s: float = 20) -> "grpc.aio.UnaryUnaryCall[object, object]":
         return self.oip.ModelInfer(self.request(value), timeout=timeout_s)
@@ -61,21 +66,18 @@ async def gated(home: Path) -> AsyncIterator[Gated]:
     repository = Repository(loader, BatchLimits(max_batch_size=8, max_queue_size=QUEUE))
     repository.apply(desired(1, (version(1), 100)))
     loader.succeed(1)
+    server = Gated(repository, loader.engines[1])
+    services = [InferenceServicer(repository, "gated").service(), ServingServicer(repository).service()]
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
-        async with listening(settings, Application(services, drain)) as where:
+        async with listening(settings, Application(services, server.drain)) as where:
             address.set_result(where)
             await server.stop.wait()
 
-    async def drain() -> None:
-        repository.drain()
-        server.draining.set()
-
-    services = [InferenceServicer(repository, "gated").service(), ServingServicer(repository).service()]
     running = asyncio.create_task(run())
     async with grpc.aio.insecure_channel(await address) as channel:
-        server = Gated(channel, loader.engines[1], repository)
+        server.oip = GRPCInferenceServiceStub(channel)
         try:
             yield server
         finally:
