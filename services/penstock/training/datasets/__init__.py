@@ -1,0 +1,1 @@
+"""Datasets: parsing, the split recipe, the columns on disk, and their servicer."""
