@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -152,6 +153,39 @@ async def inference_server(home: Path, registry_port: int, **settings: object) -
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Inference(address, channel)
+
+
+SERVE = """
+import asyncio, sys
+from penstock.inference.app import application
+from penstock.inference.settings import InferenceSettings
+from penstock.rpc.server import serve
+home, registry, ready_file = sys.argv[1:]
+settings = InferenceSettings.load({"port": 0, "home": home, "registry": registry, "ready_file": ready_file})
+asyncio.run(serve(settings, application(settings)))
+"""
+
+
+@asynccontextmanager
+async def server_process(home: Path, registry_port: int) -> AsyncIterator[Inference]:
+    """An inference server in a process of its own, which is killed when the block ends."""
+    ready_file = home.with_name("ready")
+    ready_file.unlink(missing_ok=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVE, str(home), f"127.0.0.1:{registry_port}", str(ready_file)
+    )
+
+    async def ready() -> bool:
+        return ready_file.exists()
+
+    try:
+        await eventually(ready)
+        address = ready_file.read_text()
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Inference(address, channel)
+    finally:
+        process.kill()
+        await process.wait()
 
 
 DATATYPE_NAMES = {

@@ -107,6 +107,27 @@ def lookup() -> Bundle:
     )
 
 
+def first_only() -> Bundle:
+    """`found` = 5 for `index` 0, [batch]; a generated row of ones makes the run fail."""
+    return bundle_of(
+        [helper.make_node("Gather", ["table", "index"], ["found"])],
+        [value("index", "INT64", ["batch"])],
+        [value("found", "INT64", ["batch"])],
+        {"table": np.array([5], np.int64)},
+    )
+
+
+def first_row() -> Bundle:
+    """Claims a `first` for each row, [batch, 4], and gives one for all; the graph's own shapes do not show it."""
+    axes: Axes = ["batch", FEATURES]
+    return bundle_of(
+        [helper.make_node("Compress", ["rows", "chosen"], ["first"], axis=0)],
+        [value("rows", "FP32", axes)],
+        [value("first", "FP32", axes)],
+        {"chosen": np.array([True])},
+    )
+
+
 def with_external_weight(location: str, weight: npt.NDArray[np.float32]) -> Bundle:
     """`scale` by a weight of four that lies in another file of the bundle, or claims to."""
     axes: Axes = ["batch", FEATURES]

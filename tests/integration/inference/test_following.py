@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.integration.inference import graphs
-from tests.integration.inference.fleet import Inference, Registry, eventually, inference_server
+from tests.integration.inference.fleet import Inference, Registry, eventually, inference_server, server_process
 
 from penstock.api.inference.v1 import serving_service_pb2 as serving
 from penstock.oip import inference_pb2 as pb
@@ -29,6 +29,13 @@ async def fails_with(inference: Inference, model: str, code: grpc.StatusCode, ve
         await inference.infer(model, ROWS, version)
     assert caught.value.code() is code
     return caught.value.details() or ""
+
+
+async def eventually_exists(path: Path) -> None:
+    async def exists() -> bool:
+        return path.exists()
+
+    await eventually(exists)
 
 
 async def test_weights_split_the_traffic_and_a_number_names_a_version(tmp_path: Path) -> None:
@@ -145,6 +152,29 @@ async def test_a_wrong_bundle_is_never_served(tmp_path: Path, case: str) -> None
         assert message in await fails_with(inference, "scale", grpc.StatusCode.UNAVAILABLE)
 
 
+@pytest.mark.parametrize(
+    ("bundle", "message"),
+    [
+        (graphs.first_only(), "Warm-up failed: The model could not compute these inputs"),
+        (graphs.first_row(), "Output 'first' does not follow the batch: expected 2 rows; got shape [1, 4]"),
+    ],
+)
+async def test_a_version_that_cannot_run_is_found_out_by_the_warm_up(
+    tmp_path: Path, bundle: graphs.Bundle, message: str
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    await registry.deploy(odd=[(await registry.add("odd", 1, bundle), 100)])
+    async with registry.running() as port:
+        async with inference_server(tmp_path / "home", port) as inference:
+            await inference.settled()
+            (served,) = await inference.served()
+            assert served.state == FAILED
+            assert message in served.message
+        async with inference_server(tmp_path / "home", port, warm_up=False) as inference:
+            await inference.settled()
+            assert await inference.state_of("odd", 1) == READY
+
+
 async def test_external_data_is_read_from_the_bundle(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     bundle = graphs.with_external_weight("weights.bin", np.full(4, 6, np.float32))
@@ -214,15 +244,22 @@ async def test_a_restart_without_the_registry_serves_what_was_served(tmp_path: P
     desired = tmp_path / "home" / "inference" / "desired.binpb"
     async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
         await inference.settled()
-
-        async def kept() -> bool:
-            return desired.exists()
-
-        await eventually(kept)
+        await eventually_exists(desired)
     async with inference_server(tmp_path / "home", port) as inference:
         await inference.settled()
         answer = await inference.infer("scale", ROWS)
         assert (factor(answer), answer.model_version) == (3, "7")
+
+
+async def test_a_killed_server_serves_again_without_the_registry(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    await registry.deploy(scale=[(await registry.add("scale", 1, graphs.scale(3)), 100)])
+    async with registry.running() as port, server_process(tmp_path / "home", port) as inference:
+        await inference.settled()
+        await eventually_exists(tmp_path / "home" / "inference" / "desired.binpb")
+    async with server_process(tmp_path / "home", port) as inference:
+        await inference.settled()
+        assert factor(await inference.infer("scale", ROWS)) == 3
 
 
 async def test_without_registry_and_history_the_server_lives_and_is_not_ready(tmp_path: Path) -> None:
