@@ -120,6 +120,11 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def on_invalidate(connection: Any, *_: object) -> None:  # noqa: ANN401  # the driver's adapter has no public type
+        # A cancelled task leaves its statement open, and a closed connection keeps its lock until that is collected.
+        connection.rollback()
+
     @event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get("read_only", False)
