@@ -65,6 +65,7 @@ class Up:
             seen.append(line)
             if line.startswith("Penstock is up"):
                 return
+        self.process.communicate(timeout=60)
         raise AssertionError("".join(seen))
 
     def stop(self) -> int:

@@ -15,7 +15,7 @@ from penstock.client import Client
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """y = 2x + 1 on rows of three numbers."""
+    """A line, y = 2x + 1, on rows of three numbers."""
     path = tmp_path_factory.mktemp("graph") / "line.onnx"
     text = """<ir_version: 10, opset_import: ["" : 20]>
         line (float[batch, 3] x) => (float[batch, 3] y) <float two = {2.0}, float one = {1.0}> {

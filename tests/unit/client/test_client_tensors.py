@@ -47,7 +47,7 @@ def test_an_array_that_is_not_contiguous_keeps_its_order():
 
 @pytest.mark.parametrize("dtype", ["c8", "M8[s]", "V3"])
 def test_a_dtype_the_protocol_lacks_is_refused_by_name(dtype: str):
-    with pytest.raises(TypeError, match="Input 'x': dtype .* has no datatype"):
+    with pytest.raises(TypeError, match=r"Input 'x': dtype .* has no datatype"):
         encode_tensor("x", np.zeros(1, dtype))
 
 
