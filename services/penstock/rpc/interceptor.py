@@ -13,7 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
-from penstock.rpc.errors import DeadlineError, InvalidFieldError, PenstockError
+from penstock.rpc.errors import DeadlineError, InvalidFieldError, NotReadyError, PenstockError
 from penstock.rpc.status import DETAILS_KEY, to_status
 
 REQUEST_ID_KEY = "x-request-id"
@@ -42,6 +42,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, unary_timeout_s: float) -> None:
         self._unary_timeout_s = unary_timeout_s
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuses every call that comes from now on, with a status that lets its caller go elsewhere.
+
+        A server that is being stopped answers CANCELLED instead, which clients do not retry.
+        """
+        self._draining = True
 
     async def intercept_service(
         self,
@@ -64,6 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = _Call(method, request_id, context)
             timeout = asyncio.timeout(self._limit_s(handler, context))
             try:
+                self._admit(method)
                 async with timeout:
                     response = await function(_read(handler, request), context)
             except TimeoutError as error:
@@ -84,6 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def run(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # any message
             call = _Call(method, request_id, context)
             try:
+                self._admit(method)
                 async with aclosing(function(_read(handler, request), context)) as responses:
                     async for response in responses:
                         yield response
@@ -94,6 +104,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call.succeed()
 
         return run
+
+    def _admit(self, method: str) -> None:
+        # Health has an answer of its own while draining.
+        if self._draining and not method.startswith(_QUIET_SERVICES):
+            raise NotReadyError("The server is shutting down. Call another one, or this one again later.")
 
     def _limit_s(self, handler: Handler, context: Context) -> float | None:
         remaining_s = context.time_remaining()

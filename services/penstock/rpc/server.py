@@ -68,8 +68,9 @@ async def serve(settings: ServerSettings, application: AbstractAsyncContextManag
 @asynccontextmanager
 async def listening(settings: ServerSettings, application: Application) -> AsyncIterator[str]:
     """Takes calls on the address it yields, `host:port`. On exit, calls in progress have `drain_s` to finish."""
+    interceptor = CallInterceptor(settings.unary_timeout_s)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(settings.unary_timeout_s)],
+        interceptors=[interceptor],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=[
             # Without this, two servers share one port in silence and each gets half of the calls.
@@ -99,11 +100,11 @@ async def listening(settings: ServerSettings, application: Application) -> Async
     finally:
         health.drain()
         # New calls are refused before the streams end: their clients come back at once.
-        stopped = asyncio.create_task(server.stop(settings.drain_s))
+        interceptor.drain()
         try:
             await application.drain()
         finally:
-            await stopped
+            await server.stop(settings.drain_s)
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[Service]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.integration.rpc.probe import Probe, connected, served, serving, stub
+from tests.integration.rpc.probe import Probe, connected, details, served, serving, stub
 
 from penstock.api.registry.v1 import artifact_service_pb2 as pb
 from penstock.rpc.errors import NotReadyError, StartupError
@@ -73,6 +73,9 @@ async def test_a_call_in_progress_finishes_while_new_ones_are_refused(after: Asy
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub(channel).QueryWriteStatus(QUERY, timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert details(caught.value)[0].reason == "NOT_READY"
+        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
         slow.release.set()
 
     async with serving(slow.service(), drain=drain, drain_s=10) as address:
