@@ -43,14 +43,14 @@ def convert(
 ) -> Conversion:
     """Converts a Sequential or Functional Keras 3 model, live or in a `.keras` file, to the ONNX file `path`.
 
-    The file is written only after the graph has passed the gate: valid, loaded by ONNX Runtime, with the model's own names,
-    order, datatypes and shapes, and answering like the model on 1, 2 and 7 seeded random rows and on `samples`, which hold
-    an array of rows for each input by name. An existing file is replaced at once. `on_step` hears of each step as it begins.
-    Logging and TensorFlow's graphs are global: one conversion at a time in a process.
+    The file is written only after the graph has passed the gate: valid, loaded by ONNX Runtime, with the model's own
+    names, order, datatypes and shapes, and answering like the model on 1, 2 and 7 seeded random rows and on
+    `samples`, which hold an array of rows for each input by name. An existing file is replaced at once. `on_step`
+    hears of each step as it begins. Logging and TensorFlow's graphs are global: one conversion at a time in a process.
 
-    Raises `UnsupportedModelError` if ONNX or the converter cannot say what the model does, `GateError` if the graph is not
-    the model, `UnsafeFileError` if the `.keras` file breaks a rule for untrusted files, `InvalidSamplesError` if the samples
-    do not fit the inputs, and `ConversionError` if a file cannot be read or written.
+    Raises `UnsupportedModelError` if ONNX or the converter cannot say what the model does, `GateError` if the graph
+    is not the model, `UnsafeFileError` if the `.keras` file breaks a rule for untrusted files, `InvalidSamplesError`
+    if the samples do not fit the inputs, and `ConversionError` if a file cannot be read or written.
     """
     announce = on_step or _silently
     target = Path(path)

@@ -24,8 +24,9 @@ class UnsafeFileError(ConversionError):
 class GateError(ConversionError):
     """The converted graph is not what was asked for.
 
-    Where answers differ, `output` names the output, `row` is the index of the worst row within its batch, and `difference`
-    is the largest absolute difference found there (infinite or NaN where one of the two answers is). Otherwise they are None.
+    Where answers differ, `output` names the output, `row` is the index of the worst row within its batch, and
+    `difference` is the largest absolute difference found there (infinite or NaN where one of the two answers is).
+    Otherwise they are None.
     """
 
     def __init__(

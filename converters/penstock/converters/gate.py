@@ -79,7 +79,11 @@ def _check_inputs(model: onnx.ModelProto, signature: Signature) -> None:
     required = {value.name for value in model.graph.input} - defaults
     if leaked := sorted(required - {spec.name for spec in signature.inputs}):
         raise GateError(
-            f"The graph asks its caller for {', '.join(map(repr, leaked))}, which the model holds itself: a constant or a "
+            f"The graph asks its caller for {', '.join(map(repr, leaked))}, which the model holds itself: a "
+            "constant or "
+            ""
+            ""
+            "a "
             "weight was captured from outside the layers. Make it a weight of a layer, or compute it inside `call`."
         )
 

@@ -117,11 +117,12 @@ def _check_object(path: Path, where: str, item: dict[str, Any]) -> None:
         if isinstance(item[option], str):
             raise UnsafeFileError(
                 "no-file-options",
-                f"{path} asks to read the file {item[option]!r} ({where}.{option}). Save the model with the values in it.",
+                f"{path} asks to read the file {item[option]!r} ({where}.{option}). Save the model with the values in "
+                "it.",
             )
     if "class_name" not in item:
         return
-    name, place = item["class_name"], where or "the model"
+    name, place = str(item["class_name"]), where or "the model"
     if name in _CODE_CLASSES:
         raise UnsafeFileError(
             "no-code",
@@ -130,12 +131,7 @@ def _check_object(path: Path, where: str, item: dict[str, Any]) -> None:
     if name in _PLAIN_CLASSES or (name == "function" and _is_keras_function(item)):
         return
     module = item.get("module")
-    if (
-        not isinstance(name, str)
-        or not name[:1].isupper()
-        or not isinstance(module, str)
-        or not _MODULE.fullmatch(module)
-    ):
+    if not name[:1].isupper() or not isinstance(module, str) or not _MODULE.fullmatch(module):
         raise UnsafeFileError(
             "keras-classes-only",
             f"{path} contains {module}.{name} at {place}, which is not part of Keras. Rebuild the model from layers of "

@@ -52,17 +52,19 @@ def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no t
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the layer at fault raised
         raise UnsupportedModelError(
-            f"Keras {keras.__version__} cannot load {path}: {error} Save the model with a Keras of at most this version."
+            f"Keras {keras.__version__} cannot load {path}: {error} Save the model with a Keras of at most this "
+            "version."
         ) from error
 
 
 class KerasSource:
-    """A Sequential or Functional model. Raises `UnsupportedModelError` if it is neither or its inputs cannot be served."""
+    """A Sequential or Functional model. Raises `UnsupportedModelError` for others, and for inputs it cannot serve."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 Keras publishes no types
         if keras.backend.backend() != "tensorflow":
             raise UnsupportedModelError(
-                f"Keras runs on {keras.backend.backend()} here; conversion needs TensorFlow. Save the model as .keras and "
+                f"Keras runs on {keras.backend.backend()} here; conversion needs TensorFlow. Save the model as .keras "
+                "and "
                 "convert the file in a process with KERAS_BACKEND=tensorflow."
             )
         if not isinstance(model, keras.Model):
@@ -71,7 +73,11 @@ class KerasSource:
             )
         if not getattr(model, "inputs", None):
             raise UnsupportedModelError(
-                f"The model {model.name!r} does not say what its inputs are. Build it from keras.Input, as a Functional "
+                f"The model {model.name!r} does not say what its inputs are. Build it from keras.Input, as a "
+                "Functional "
+                ""
+                ""
+                ""
                 "model or as a Sequential whose first layer is a keras.Input."
             )
         self._model = model
@@ -84,7 +90,11 @@ class KerasSource:
         for tensor in self.inputs:
             if not tensor.shape or tensor.shape[0] is not None:
                 raise UnsupportedModelError(
-                    f"Input {tensor.name!r} has the fixed shape {list(tensor.shape)}; its first axis must be the batch, of any "
+                    f"Input {tensor.name!r} has the fixed shape {list(tensor.shape)}; its first axis must be the "
+                    "batch, "
+                    ""
+                    ""
+                    "of any "
                     "size. Give keras.Input a shape without the batch, and no batch_size."
                 )
 
@@ -148,8 +158,8 @@ class KerasSource:
 def axis_names(tensors: Sequence[SourceTensor], *, shared: bool) -> dict[str, NamedShape]:
     """The shape of each input with its dynamic axes named.
 
-    `shared` gives axes of one meaning (`sequence`) one name in all inputs: they must agree in size. Otherwise each input has
-    its own (`question_sequence`), unless it is the only one with that meaning.
+    `shared` gives axes of one meaning (`sequence`) one name in all inputs: they must agree in size. Otherwise each
+    input has its own (`question_sequence`), unless it is the only one with that meaning.
     """
     meanings = [_AXES.get(len(tensor.shape), {}).get(axis) for tensor, axis in _dynamic_axes(tensors)]
 

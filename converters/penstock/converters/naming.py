@@ -1,7 +1,7 @@
 """Gives a converted graph the model's own names and one order of nodes: converting twice gives the same bytes."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import onnx
@@ -19,28 +19,30 @@ def finish(
 ) -> onnx.ModelProto:
     """A new model with the same computation whose inputs and outputs are those of the signature.
 
-    `inputs` and `outputs` are the present names of the signature's tensors, in its order; an output may come twice, and may
-    be an input. Other tensors and nodes keep their names as far as these are free, without the counters of converters.
+    `inputs` and `outputs` are the present names of the signature's tensors, in its order; an output may come twice,
+    and may be an input. Other tensors and nodes keep their names as far as these are free, without the counters of
+    converters.
     """
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)
-    produced = {tensor for node in graph.node for tensor in node.output}
+    del graph.output[:]
+    graph.output.extend(helper.make_empty_tensor_value_info(present) for present in dict.fromkeys(outputs))
+    _bypass_identities(graph, {})
+    origins = dict(zip(dict.fromkeys(outputs), [value.name for value in graph.output], strict=True))
     names = {present: spec.name for present, spec in zip(inputs, signature.inputs, strict=True)}
     copies: list[tuple[str, str]] = []
     for present, spec in zip(outputs, signature.outputs, strict=True):
-        if present in produced and present not in names:
-            names[present] = spec.name
+        if origins[present] not in names:
+            names[origins[present]] = spec.name
         else:
-            copies.append((present, spec.name))
+            copies.append((names[origins[present]], spec.name))
     taken = {spec.name for spec in (*signature.inputs, *signature.outputs)}
-    del graph.output[:]
-    graph.output.extend(helper.make_empty_tensor_value_info(present) for present in dict.fromkeys(outputs))
     _Renaming(taken).apply(graph, names)
     leaked = [value for value in graph.input if value.name not in taken]  # the gate refuses them, by name
     del graph.input[:], graph.output[:]
     graph.input.extend([*(_value_info(spec) for spec in signature.inputs), *leaked])
     graph.output.extend(_value_info(spec) for spec in signature.outputs)
-    graph.node.extend(helper.make_node("Identity", [names[present]], [copy], name=copy) for present, copy in copies)
+    graph.node.extend(helper.make_node("Identity", [first], [copy], name=copy) for first, copy in copies)
     graph.name, graph.doc_string = name, ""
     domains = {node.domain for node in nodes_of(graph)} | {""}
     return helper.make_model(
@@ -69,13 +71,13 @@ class _Renaming:
         """Orders and renames a graph in place; `names` holds what is named already and takes up what is new."""
         nodes = _in_order(graph)
         for value in graph.input:
-            value.name = self._named(value.name, names)
+            value.name = self._named(value.name, value.name, names)
         constants = {constant.name: constant for constant in graph.initializer}
         used = dict.fromkeys(tensor for node in nodes for tensor in _needed(node))
         used |= dict.fromkeys(value.name for value in graph.output)
         kept = [constants[tensor] for tensor in used if tensor in constants]
         for constant in kept:
-            constant.name, constant.doc_string = self._named(constant.name, names), ""
+            constant.name, constant.doc_string = self._named(constant.name, constant.name, names), ""
         for node in nodes:
             self._rename_node(node, names)
         for value in graph.output:
@@ -91,7 +93,11 @@ class _Renaming:
         self._nodes.add(node.name)
         node.doc_string = ""
         node.input[:] = [names[tensor] if tensor else "" for tensor in node.input]
-        node.output[:] = [self._named(tensor, names) if tensor else "" for tensor in node.output]
+        # Not the tensors' own names: which of several equal ones survived a converter's optimizer is chance.
+        wishes = [f"{node.name}:{index}" if index else node.name for index in range(len(node.output))]
+        node.output[:] = [
+            self._named(tensor, wish, names) if tensor else "" for tensor, wish in zip(node.output, wishes, strict=True)
+        ]
         attributes = sorted(node.attribute, key=lambda attribute: str(attribute.name))
         for attribute in attributes:
             for body in _bodies(attribute):
@@ -101,11 +107,37 @@ class _Renaming:
         del node.attribute[:]
         node.attribute.extend(copy.attribute)
 
-    def _named(self, tensor: str, names: dict[str, str]) -> str:
+    def _named(self, tensor: str, wish: str, names: dict[str, str]) -> str:
         if tensor not in names:
-            names[tensor] = _free(_without_counter(tensor), self._tensors)
+            names[tensor] = _free(_without_counter(wish), self._tensors)
             self._tensors.add(names[tensor])
         return names[tensor]
+
+
+def _bypass_identities(graph: onnx.GraphProto, outer: Mapping[str, str]) -> None:
+    """Leaves only those Identity nodes without which an output would be an input, a constant, or another output too."""
+    origins = dict(outer)
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        node.input[:] = [origins.get(tensor, tensor) for tensor in node.input]
+        for attribute in node.attribute:
+            for body in _bodies(attribute):
+                _bypass_identities(body, origins)
+        if node.op_type == "Identity" and not node.domain:
+            origins[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    free = {tensor for node in kept for tensor in node.output}
+    for value in graph.output:
+        origin = origins.get(value.name, value.name)
+        if origin in free:
+            free.remove(origin)
+            value.name = origin
+        else:
+            kept.append(helper.make_node("Identity", [origin], [value.name], name=value.name))
+    copy = onnx.GraphProto(node=kept)
+    del graph.node[:]
+    graph.node.extend(copy.node)
 
 
 def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

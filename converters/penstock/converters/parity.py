@@ -78,14 +78,16 @@ class ParityReport:
 def compare(batch: Batch, output: str, converted: NDArray[Any], tolerance: Tolerance) -> ParityCase:
     """Compares one output of a batch with the source's answer.
 
-    NaN equals NaN only, an infinity equals itself only. Raises `GateError` on another shape or datatype, or if an element
-    lies outside the tolerance.
+    NaN equals NaN only, an infinity equals itself only. Raises `GateError` on another shape or datatype, or if an
+    element lies outside the tolerance.
     """
     expected = batch.answers[output]
     if converted.shape != expected.shape or converted.dtype != expected.dtype:
         raise GateError(
-            f"Output {output!r} on {batch.size} {batch.rows} rows: the source gives {expected.dtype} {list(expected.shape)}, the "
-            f"converted model {converted.dtype} {list(converted.shape)}. Nothing was written; report it with the model.",
+            f"Output {output!r} on {batch.size} {batch.rows} rows: the source gives {expected.dtype} "
+            f"{list(expected.shape)}, the "
+            f"converted model {converted.dtype} {list(converted.shape)}. Nothing was written; report it with the "
+            "model.",
             output=output,
         )
     ours, theirs = converted.astype(np.float64), expected.astype(np.float64)
@@ -128,7 +130,8 @@ def _difference(
     place = f"row {row}" + (f", element {[int(index) for index in worst[1:]]}" if len(worst) > 1 else "")
     return GateError(
         f"Output {output!r} differs from the source on {batch.size} {batch.rows} rows: in {place}, expected "
-        f"{theirs[worst]:.9g}, got {ours[worst]:.9g}, a difference of {error[worst]:.3g}; {int(failed.sum())} of {failed.size} "
+        f"{theirs[worst]:.9g}, got {ours[worst]:.9g}, a difference of {error[worst]:.3g}; {int(failed.sum())} of "
+        f"{failed.size} "
         "elements are outside the tolerance. Nothing was written. If that is acceptable, give larger tolerances.",
         output=output,
         row=row,

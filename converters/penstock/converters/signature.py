@@ -30,7 +30,7 @@ _DATATYPES = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named tensor. `datatype` is an Open Inference Protocol one; an axis is a size, or the name of a dynamic one."""
+    """One named tensor. `datatype` is an Open Inference Protocol one; an axis is a size, or a dynamic one's name."""
 
     name: str
     datatype: str
@@ -51,9 +51,9 @@ class Signature:
 def read_signature(model: Any) -> Signature:  # noqa: ANN401 ONNX publishes no types
     """The signature of an `onnx.ModelProto`, or of the ONNX file at a path (weights in other files are not read).
 
-    Graph inputs that have a default (an initializer of the same name) are no inputs of the model. An axis without size and
-    name is called `<tensor>_axis_<index>`. Raises `UnsupportedModelError` if an input or output is no tensor of a known
-    datatype and rank.
+    Graph inputs that have a default (an initializer of the same name) are no inputs of the model. An axis without
+    size and name is called `<tensor>_axis_<index>`. Raises `UnsupportedModelError` if an input or output is no tensor
+    of a known datatype and rank.
     """
     if isinstance(model, str | PathLike):
         import onnx  # noqa: PLC0415 the dataclasses above serve without it
@@ -76,7 +76,8 @@ def _tensor_spec(value: Any) -> TensorSpec:  # noqa: ANN401 ONNX publishes no ty
     datatype = _DATATYPES.get(tensor.elem_type)
     if datatype is None or not tensor.HasField("shape"):
         raise UnsupportedModelError(
-            f"{value.name!r} must be a tensor of a known datatype and rank; its ONNX type is {str(value.type).strip()!r}. "
+            f"{value.name!r} must be a tensor of a known datatype and rank; its ONNX type is "
+            f"{str(value.type).strip()!r}. "
             "Export the model with typed inputs and outputs."
         )
     shape = (

@@ -78,7 +78,7 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
 
 
 def _optimizers() -> dict[str, Any]:
-    """All of tf2onnx's but one, which keeps any of several equal nodes. ONNX Runtime merges them itself as it loads a graph."""
+    """All but one, which keeps just any of several equal nodes. ONNX Runtime merges them itself as it loads."""
     return {name: made for name, made in optimizer._get_optimizers().items() if name != "merge_duplication"}  # noqa: SLF001 the only list of them
 
 

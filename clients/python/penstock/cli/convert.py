@@ -77,7 +77,8 @@ def _read_samples(path: Path) -> Mapping[str, "NDArray[Any]"]:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidSamplesError(
-            f"Cannot read the samples {path}: {error}. Write them with numpy.savez: numbers only, an array for each input."
+            f"Cannot read the samples {path}: {error}. Write them with numpy.savez: numbers only, an array for each "
+            "input."
         ) from error
 
 

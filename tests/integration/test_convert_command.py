@@ -1,0 +1,92 @@
+"""`penstock convert`, on files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from penstock.cli.convert import convert
+from penstock.converters import read_signature
+from penstock.converters.conversion import _quiet_tensorflow
+
+# Keras reads its variables with numpy.array, which NumPy 2 warns of; only saving does so, not converting.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _quiet_tensorflow()
+    import keras
+
+    keras.utils.set_random_seed(7)
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    keras.Sequential(
+        [keras.Input((8,), name="features"), keras.layers.Dense(3, activation="softmax", name="scores")]
+    ).save(path)
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(convert, [str(argument) for argument in arguments])
+
+
+def test_tables(model: Path, tmp_path: Path) -> None:
+    result = run(model, tmp_path / "out.onnx")
+    assert result.exit_code == 0, result.output
+    for part in ("features", "[batch, 8]", "scores", "[batch, 3]", "random", "opset 18"):
+        assert part in result.stdout
+    assert result.stderr == ""
+    assert read_signature(tmp_path / "out.onnx").inputs[0].name == "features"
+
+
+def test_json_with_samples(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", features=np.ones((5, 8), np.float32))
+    target = tmp_path / "out.onnx"
+    result = run(model, target, "--json", "--samples", tmp_path / "rows.npz", "--atol", "1e-3")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["path"] == str(target)
+    assert report["signature"]["inputs"] == [{"name": "features", "datatype": "FP32", "shape": ["batch", 8]}]
+    assert [(case["rows"], case["batch_size"]) for case in report["parity"]["cases"]][-1] == ("sample", 5)
+    assert report["parity"]["absolute_tolerance"] == 1e-3
+    assert report["size_bytes"] == target.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({"feature": np.ones((5, 8))}, "needed for the inputs ['features']"),
+        ({"features": np.asarray([["a", {}]], dtype=object)}, "Cannot read the samples"),
+        (None, "Cannot read the samples"),
+    ],
+)
+def test_bad_samples(samples: dict[str, object] | None, message: str, model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.npz"
+    if samples is None:
+        rows.write_bytes(b"no archive")
+    else:
+        np.savez(rows, **samples)
+    result = run(model, tmp_path / "out.onnx", "--samples", rows)
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_failed_gate(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "rows.npz", features=np.random.default_rng(1).standard_normal((500, 8)).astype(np.float32))
+    result = run(model, tmp_path / "out.onnx", "--samples", tmp_path / "rows.npz", "--atol", "0", "--rtol", "0")
+    assert result.exit_code == 1
+    assert "'scores' differs from the source" in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_bytes(b"no archive")
+    result = run(tmp_path / "model.keras", tmp_path / "out.onnx")
+    assert result.exit_code == 1
+    assert "is not a .keras archive" in result.stderr

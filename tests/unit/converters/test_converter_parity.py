@@ -1,0 +1,89 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from penstock.converters import GateError, ParityReport, Tolerance
+from penstock.converters.parity import Batch, compare
+
+NAN, INF = float("nan"), float("inf")
+
+
+def batch(answer: ArrayLike) -> Batch:
+    array = np.asarray(answer, np.float32)
+    return Batch("random", len(array), {}, {"y": array})
+
+
+def test_errors_are_measured() -> None:
+    case = compare(
+        batch([[1.0, 2.0], [4.0, 3.0]]),
+        "y",
+        np.asarray([[1.5, 2.0], [4.0, 5.0]], np.float32),
+        Tolerance(absolute=1.0, relative=1.0),
+    )
+    assert case.max_absolute_error == pytest.approx(2.0)
+    assert case.max_relative_error == pytest.approx(2 / 3)
+    assert case.argmax_agreement == pytest.approx(0.5)
+
+
+def test_small_sources_count_absolutely_only() -> None:
+    case = compare(batch([[1e-6, 1.0]]), "y", np.asarray([[3e-6, 1.0]], np.float32), Tolerance())
+    assert case.max_absolute_error == pytest.approx(2e-6)
+    assert case.max_relative_error == 0.0
+
+
+@pytest.mark.parametrize(
+    ("source", "converted", "passes"),
+    [
+        ([1.0], [1.00005], True),
+        ([1.0], [1.01], False),
+        ([NAN], [NAN], True),
+        ([1.0], [NAN], False),
+        ([NAN], [1.0], False),
+        ([INF], [INF], True),
+        ([INF], [-INF], False),
+        ([INF], [1.0], False),
+        ([1.0], [INF], False),
+    ],
+)
+def test_element(source: list[float], converted: list[float], passes: bool) -> None:
+    arguments = batch([source]), "y", np.asarray([converted], np.float32), Tolerance()
+    if passes:
+        assert compare(*arguments).max_absolute_error < 1e-4
+    else:
+        with pytest.raises(GateError):
+            compare(*arguments)
+
+
+def test_failure_names_output_row_and_difference() -> None:
+    source = np.zeros((7, 3), np.float32)
+    converted = source.copy()
+    converted[2, 0], converted[5, 1] = 0.25, 0.5
+    with pytest.raises(GateError, match=r"'y'.*row 5, element \[1\].*2 of 21") as caught:
+        compare(batch(source), "y", converted, Tolerance())
+    assert (caught.value.output, caught.value.row, caught.value.difference) == ("y", 5, 0.5)
+
+
+@pytest.mark.parametrize("converted", [np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float64)])
+def test_other_shape_or_type_fails(converted: NDArray[Any]) -> None:
+    with pytest.raises(GateError, match="the source gives float32"):
+        compare(batch([[0.0, 0.0]]), "y", converted, Tolerance())
+
+
+def test_report_is_the_worst_of_its_cases() -> None:
+    tolerance = Tolerance(absolute=1.0, relative=1.0)
+    cases = [
+        compare(batch([[1.0, 2.0]]), "y", np.asarray([[1.0 + error, 2.0]], np.float32), tolerance)
+        for error in (0.25, 0.5)
+    ]
+    report = ParityReport.of(cases, tolerance, source="keras", runtime="onnxruntime")
+    assert report.max_absolute_error == 0.5
+    assert report.max_relative_error == 0.5
+    assert report.cases == tuple(cases)
+
+
+@pytest.mark.parametrize("value", [-1.0, NAN, INF])
+def test_tolerance_is_a_bound(value: float) -> None:
+    with pytest.raises(ValueError, match="tolerance must be"):
+        Tolerance(absolute=value)
