@@ -20,6 +20,10 @@ Ints = npt.NDArray[np.int64]
 KERAS_TIMEOUT_S = 120.0
 
 
+class KerasFailedError(Exception):
+    """The trained model could not be asked. The text has the last of what its process said."""
+
+
 @dataclass(frozen=True)
 class Served:
     """What one client got: a row of probabilities for each image, and how long each answer took."""
@@ -67,7 +71,10 @@ def ask_keras(model: Path, images: Floats, folder: Path) -> Floats:
     rows, answers = folder / "rows.npy", folder / "keras.npy"
     np.save(rows, images)
     command = [sys.executable, "-m", "penstock.cli.demo.keras_answers", str(model), str(rows), str(answers)]
-    subprocess.run(command, check=True, timeout=KERAS_TIMEOUT_S, stdin=subprocess.DEVNULL)  # noqa: S603  # our own module
+    # TensorFlow greets on standard error; it is shown only if something went wrong.
+    process = subprocess.run(command, capture_output=True, text=True, timeout=KERAS_TIMEOUT_S, check=False)  # noqa: S603
+    if process.returncode:
+        raise KerasFailedError(f"Keras could not answer with {model.name}: {process.stderr.strip()[-2000:]}")
     loaded: Floats = np.load(answers, allow_pickle=False)
     return loaded
 

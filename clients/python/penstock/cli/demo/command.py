@@ -16,6 +16,7 @@ from penstock.api.training.v1.job_pb2 import Job, JobState
 from penstock.cli.demo.answers import (
     Floats,
     Ints,
+    KerasFailedError,
     Served,
     ask_keras,
     ask_with_penstock,
@@ -92,8 +93,8 @@ def demo(output: Path, as_json: bool) -> None:
         raise click.ClickException(str(error)) from error
     except PenstockError as error:
         raise click.ClickException(explain(error)) from error
-    except subprocess.SubprocessError as error:
-        raise click.ClickException(f"Keras's own answers could not be had: {error}") from error
+    except (KerasFailedError, subprocess.TimeoutExpired) as error:
+        raise click.ClickException(str(error)) from error
     if as_json:
         print_json(_figures(outcome, output))
     else:

@@ -40,6 +40,7 @@ def draw_curves(path: Path, epochs: Sequence[Mapping[str, float]]) -> None:
         for name, label, color in ((metric, "training", INK), (f"val_{metric}", "validation", ACCENT)):
             axes.plot(numbers, [values[name] for values in epochs], label=label, color=color)
         axes.set(xlabel="epoch", title=metric)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
