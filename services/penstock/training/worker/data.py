@@ -1,16 +1,19 @@
 """A dataset's splits, read over the wire into arrays."""
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
 
 from penstock.api.dataset.v1 import dataset_service_pb2 as pb
 from penstock.api.dataset.v1.dataset_pb2 import ColumnType, Dataset, Split
-from penstock.api.dataset.v1.dataset_service_pb2_grpc import DatasetServiceAsyncStub
 from penstock.client.errors import PenstockError
 from penstock.training.families.interface import Column
 from penstock.training.worker.link import persistently
+
+if TYPE_CHECKING:
+    from penstock.api.dataset.v1.dataset_service_pb2_grpc import DatasetServiceAsyncStub
 
 _EMPTY: dict[int, Column] = {
     ColumnType.COLUMN_TYPE_INT64: np.empty(0, np.int64),
@@ -20,7 +23,7 @@ _EMPTY: dict[int, Column] = {
 
 
 async def read_split(
-    stub: DatasetServiceAsyncStub,
+    stub: "DatasetServiceAsyncStub",
     dataset: Dataset,
     split: "Split.ValueType",
     columns: Sequence[str],

@@ -5,14 +5,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
 from penstock.api.training.v1 import worker_service_pb2 as pb
 from penstock.api.training.v1.job_pb2 import EpochMetrics, JobEvent, LogLine, LogSeverity, Phase, Progress
 from penstock.client.artifacts import write_blob
 from penstock.client.errors import PenstockError
 from penstock.training.families.interface import StoppedError
 from penstock.training.worker.link import Link
+
+if TYPE_CHECKING:
+    from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
 
 _SEND_EVERY_S = 0.25
 _PROGRESS_EVERY_S = 0.25
@@ -24,7 +27,7 @@ class Reporter:
     """Takes reports from any thread and never makes it wait for the network."""
 
     def __init__(
-        self, link: Link, artifacts: ArtifactServiceAsyncStub, checkpoint_interval_s: float, folder: Path
+        self, link: Link, artifacts: "ArtifactServiceAsyncStub", checkpoint_interval_s: float, folder: Path
     ) -> None:
         self._link = link
         self._artifacts = artifacts

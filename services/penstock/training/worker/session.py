@@ -5,14 +5,14 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from penstock.api.dataset.v1.dataset_pb2 import Dataset, Split
 from penstock.api.dataset.v1.dataset_service_pb2 import GetDatasetRequest
 from penstock.api.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
-from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub, ArtifactServiceStub
+from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from penstock.api.training.v1 import worker_service_pb2 as pb
 from penstock.api.training.v1.job_pb2 import JobError, JobErrorKind, JobSpec, LogSeverity, Phase
 from penstock.api.types.v1.blob_pb2 import Blob
@@ -33,6 +33,9 @@ from penstock.training.worker.data import read_split
 from penstock.training.worker.link import LeaseLostError, Link, persistently
 from penstock.training.worker.messages import parity_message, signature_message
 from penstock.training.worker.reporter import Reporter
+
+if TYPE_CHECKING:
+    from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
 
 _MAX_ERROR_CHARACTERS = 2000
 
@@ -134,7 +137,7 @@ class Session:
         self._reporter.phase(Phase.PHASE_UPLOAD, 1)
         return blobs
 
-    async def _write(self, stub: ArtifactServiceAsyncStub, path: Path, registry_address: str) -> Blob:
+    async def _write(self, stub: "ArtifactServiceAsyncStub", path: Path, registry_address: str) -> Blob:
         async def write() -> Blob:
             self._reporter.raise_if_stopping()
             try:
