@@ -47,7 +47,7 @@ def locked_uv() -> str:
 
 
 def install_uv() -> None:
-    """uv at the locked version, from the package index, into the environment."""
+    """Installs uv at the locked version, from the package index."""
     with tempfile.TemporaryDirectory(prefix="penstock-setup-") as folder:
         requirements = Path(folder) / "uv.txt"
         requirements.write_text(locked_uv(), encoding="utf-8")
@@ -85,7 +85,8 @@ def main() -> None:
     if not UV.exists():
         install_uv()
     quiet = ("--quiet", "--python", PYTHON)
-    run(UV, "pip", "sync", *quiet, "--require-hashes", LOCK)
+    # Compiled once here rather than at each start: TensorFlow alone takes ten seconds to compile.
+    run(UV, "pip", "sync", *quiet, "--compile-bytecode", "--require-hashes", LOCK)
     run(UV, "pip", "install", *quiet, "--no-deps", "--no-build-isolation", "--editable", ROOT)
 
 
