@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SLIM := .cache/slim
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint types fences protos slim-test wheel-test format lock clean
@@ -40,7 +41,12 @@ protos: setup  ## buf's lint, format and breaking changes; generated stubs up to
 	cd protos && ../$(BIN)/buf breaking --against released.binpb
 	$(BIN)/python protos/generate.py --check
 
-slim-test: setup  ## The inference, rpc and client tests in an environment without TensorFlow.
+slim-test: setup  ## The tests of inference, rpc and client in an environment without TensorFlow.
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(SLIM)
+	$(BIN)/uv pip install --quiet --python $(SLIM)/bin/python --constraint requirements.lock --compile-bytecode \
+		--group test --editable '.[inference,registry]' onnx 'tritonclient[grpc]'
+	! $(SLIM)/bin/python -c 'import tensorflow' 2>/dev/null && ! $(SLIM)/bin/python -c 'import keras' 2>/dev/null
+	$(SLIM)/bin/python -m pytest tests/unit/rpc tests/unit/inference tests/unit/client tests/integration/rpc tests/integration/inference
 
 wheel-test: setup  ## What is in the wheel, and that it installs.
 	$(BIN)/pytest tests/packaging
