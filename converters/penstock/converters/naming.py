@@ -82,6 +82,9 @@ class _Renaming:
             self._rename_node(node, names)
         for value in graph.output:
             value.name = names[value.name]
+        for value in (*graph.input, *graph.output):
+            for axis in value.type.tensor_type.shape.dim:
+                axis.ClearField("dim_param")  # a converter's counter; only the model's own axes have names
         # A copy: clearing the field empties the messages it holds.
         copy = onnx.GraphProto(node=nodes, initializer=kept)
         del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -128,13 +131,16 @@ def _bypass_identities(graph: onnx.GraphProto, outer: Mapping[str, str]) -> None
         else:
             kept.append(node)
     free = {tensor for node in kept for tensor in node.output}
+    taken = {*free, *(value.name for value in (*graph.input, *graph.initializer)), *origins}
     for value in graph.output:
         origin = origins.get(value.name, value.name)
         if origin in free:
             free.remove(origin)
             value.name = origin
         else:
-            kept.append(helper.make_node("Identity", [origin], [value.name], name=value.name))
+            value.name = _free(value.name, taken)
+            taken.add(value.name)
+            kept.append(helper.make_node("Identity", [origin], [value.name], name="Identity"))
     copy = onnx.GraphProto(node=kept)
     del graph.node[:]
     graph.node.extend(copy.node)
@@ -144,16 +150,14 @@ def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that the outputs need, each behind those it needs, in an order that depends on the structure alone."""
     producers = {tensor: node for node in graph.node for tensor in node.output if tensor}
     ordered: list[onnx.NodeProto] = []
-    done: set[int] = set()
+    entered: set[int] = set()
     pending = [(producers[value.name], False) for value in reversed(graph.output) if value.name in producers]
     while pending:
-        node, ready = pending.pop()
-        if id(node) in done:
-            continue
-        if ready:
-            done.add(id(node))
+        node, is_ready = pending.pop()
+        if is_ready:
             ordered.append(node)
-        else:
+        elif id(node) not in entered:  # a cycle ends here, and at the checker
+            entered.add(id(node))
             pending.append((node, True))
             pending += [(producers[tensor], False) for tensor in reversed(list(_needed(node))) if tensor in producers]
     return ordered

@@ -82,6 +82,16 @@ def series() -> Model:
     )
 
 
+def masked_series() -> Model:
+    return keras.Sequential(
+        [
+            keras.Input((None,), dtype="int32", name="tokens"),
+            layers.Embedding(20, 4, mask_zero=True),
+            layers.GRU(5, name="state"),
+        ]
+    )
+
+
 def tokens() -> Model:
     return keras.Sequential(
         [
@@ -143,6 +153,7 @@ CONVERTED: list[tuple[Callable[[], Model], list[str], list[str]]] = [
     (image, ["image FP32 [batch, 16, 16, 3]"], ["logits FP32 [batch, 2]"]),
     (image_of_any_size, ["image FP32 [batch, height, width, 3]"], ["half FP32 [batch, half_axis_1, half_axis_2, 2]"]),
     (series, ["steps FP32 [batch, sequence, 4]"], ["state FP32 [batch, 5]"]),
+    (masked_series, ["tokens INT32 [batch, sequence]"], ["state FP32 [batch, 5]"]),
     (tokens, ["tokens INT32 [batch, sequence]"], ["logits FP32 [batch, 2]"]),
     (several, ["zeta FP32 [batch, 4]", "alpha FP32 [batch, 3]"], ["second FP32 [batch, 2]", "first FP32 [batch, 1]"]),
     (
