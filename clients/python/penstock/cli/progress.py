@@ -39,7 +39,8 @@ class JobProgress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("queued", total=1.0, metrics="")
+        self._part = "queued"
+        self._task = self._progress.add_task(self._part, total=1.0, metrics="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -57,15 +58,21 @@ class JobProgress:
                 self._show_epoch(event)
             case "progress":
                 phase = enum_word(Phase.Name(event.progress.phase), "PHASE_")
-                self._progress.update(self._task, description=phase, completed=event.progress.fraction)
+                self._advance(phase, event.progress.fraction)
             case "log_line" if event.log_line.severity != LogSeverity.LOG_SEVERITY_INFO:
                 severity = enum_word(LogSeverity.Name(event.log_line.severity), "LOG_SEVERITY_")
                 self._console.print(f"{severity}: {event.log_line.text}", markup=False, highlight=False)
 
+    def _advance(self, part: str, fraction: float) -> None:
+        """Moves the bar; each part of the job has a clock of its own."""
+        if part != self._part:
+            self._part = part
+            self._progress.reset(self._task, description=part, metrics="")
+        self._progress.update(self._task, completed=fraction)
+
     def _show_state(self, event: JobEvent) -> None:
         state = enum_word(JobState.Name(event.state_change.state), "JOB_STATE_")
-        completed = 1.0 if event.state_change.state in FINAL else 0.0
-        self._progress.update(self._task, description=state, completed=completed)
+        self._advance(state, 1.0 if event.state_change.state in FINAL else 0.0)
         if event.state_change.message:
             self._console.print(f"{state}: {event.state_change.message}", markup=False, highlight=False)
 
