@@ -100,6 +100,7 @@ class _Lines(Iterator[str]):
     def __init__(self, raw: Iterator[bytes]) -> None:
         self._raw = raw
         self._row_bytes = 0
+        self._row_line = 1
         self.number = 0
 
     def __next__(self) -> str:
@@ -107,7 +108,7 @@ class _Lines(Iterator[str]):
         self.number += 1
         self._row_bytes += len(raw)
         if self._row_bytes > MAX_LINE_BYTES:
-            raise _refused(self.number, f"expected at most {MAX_LINE_BYTES:,} bytes, quoted line breaks included")
+            raise _refused(self._row_line, f"expected at most {MAX_LINE_BYTES:,} bytes, quoted line breaks included")
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
@@ -119,7 +120,8 @@ class _Lines(Iterator[str]):
     def begin_row(self) -> int:
         """Begins the count of a row's bytes anew and tells the number of its first line."""
         self._row_bytes = 0
-        return self.number + 1
+        self._row_line = self.number + 1
+        return self._row_line
 
 
 def _csv_rows(lines: _Lines, expected: Sequence[str] | None) -> Iterator[Row]:

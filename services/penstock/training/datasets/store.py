@@ -65,8 +65,9 @@ class DatasetStore:
         if existing := await self._same(dataset):
             return existing
         ref = BlobRef(dataset.content.digest, dataset.content.size_bytes)
-        async with self._blobs.upload(ref, offset) as upload:
-            await receive(upload, chunks, ref)
+        if await self._blobs.size(ref.digest) != ref.size_bytes:
+            async with self._blobs.upload(ref, offset) as upload:
+                await receive(upload, chunks, ref)
         # Every byte has come, so the rest needs no client who waits for it: one who asks again finds it done.
         task = asyncio.create_task(self._settle(dataset))
         self._settling.add(task)
