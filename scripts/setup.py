@@ -84,7 +84,9 @@ def main() -> None:
     make_venv()
     if not UV.exists():
         install_uv()
-    quiet = ("--quiet", "--python", PYTHON)
+    if not (PYTHON.parent / "penstock").exists():
+        print("Installing 2 GB of packages, TensorFlow above all; the first time takes a minute or two.", flush=True)
+    quiet = (*(() if sys.stderr.isatty() else ("--quiet",)), "--python", PYTHON)
     # Compiled once here rather than at each start: TensorFlow alone takes ten seconds to compile.
     run(UV, "pip", "sync", *quiet, "--compile-bytecode", "--require-hashes", LOCK)
     run(UV, "pip", "install", *quiet, "--no-deps", "--no-build-isolation", "--editable", ROOT)

@@ -94,8 +94,19 @@ async def test_the_asynchronous_client_goes_the_whole_way(addresses: Addresses, 
         assert {tensor.name: list(tensor.shape) for tensor in metadata.inputs} == {"x": [-1, 2], "s": [-1]}
 
         (tmp_path / "bundle").mkdir()
-        await client.models.download(version, tmp_path / "bundle")
+        transferred: list[int] = []
+        await client.models.download(version, tmp_path / "bundle", transferred.append)
         assert (tmp_path / "bundle" / "model.onnx").read_bytes() == graph.read_bytes()
+        assert sum(transferred) == sum(blob.size_bytes for blob in version.files.values())
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", ".hidden", "a/b", "", "nul\0"])
+async def test_a_registry_cannot_lead_a_download_out_of_its_folder(addresses: Addresses, tmp_path: Path, name: str):
+    version = Version(model="bad", number=1)
+    version.files[name].size_bytes = 1
+    async with AsyncClient(addresses) as client:
+        with pytest.raises(ValueError, match="has a file named"):
+            await client.models.download(version, tmp_path)
 
 
 async def test_the_blocking_client_does_the_same_from_a_thread(addresses: Addresses, tmp_path: Path):

@@ -17,7 +17,7 @@ from penstock.cli.output import (
     size_text,
     when,
 )
-from penstock.cli.progress import working
+from penstock.cli.progress import transferring
 from penstock.client import Client
 
 FORMATS = {".csv": DatasetFormat.DATASET_FORMAT_CSV, ".jsonl": DatasetFormat.DATASET_FORMAT_JSON_LINES}
@@ -63,8 +63,8 @@ def create(
     train, validation, test = split
     recipe = SplitRecipe(train=train, validation=validation, test=test, seed=seed)
     wanted = Dataset(name=name, description=description, format=FORMATS[file.suffix], split=recipe)
-    with working(f"Uploading {size_text(file.stat().st_size)}"):
-        made = client.datasets.create(wanted, file)
+    with transferring("Uploading", file.stat().st_size) as progress:
+        made = client.datasets.create(wanted, file, progress)
     _show(made, as_json)
 
 

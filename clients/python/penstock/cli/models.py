@@ -19,7 +19,7 @@ from penstock.cli.output import (
     size_text,
     when,
 )
-from penstock.cli.progress import working
+from penstock.cli.progress import transferring
 from penstock.client import Client
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ def import_version(client: Client, model: str, file: Path, alias: str | None, de
     except ConversionError as error:
         raise click.ClickException(str(error)) from error
     wanted = Version(model=model, signature=signature, description=description)
-    with working(f"Uploading {size_text(file.stat().st_size)}"):
+    with transferring("Uploading", file.stat().st_size) as progress:
         if model not in {known.name for known in client.models.list()}:
             client.models.create(model)
-        version = client.models.create_version(wanted, {"model.onnx": file})
+        version = client.models.create_version(wanted, {"model.onnx": file}, progress=progress)
         if alias:
             client.models.set_alias(model, alias, version.number, f"import of {file.name}")
     _show(version, as_json)
@@ -125,8 +125,11 @@ def download(client: Client, model: str, folder: Path, number: int | None, alias
     """Fetch the files of a version of MODEL into FOLDER; each is checked against its digest."""
     version = client.models.get_version(model, number, alias)
     folder.mkdir(parents=True, exist_ok=True)
-    with working(f"Fetching {size_text(sum(blob.size_bytes for blob in version.files.values()))}"):
-        client.models.download(version, folder)
+    with transferring("Fetching", sum(blob.size_bytes for blob in version.files.values())) as progress:
+        try:
+            client.models.download(version, folder, progress)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
     if as_json:
         print_json({name: str(folder / name) for name in sorted(version.files)})
     else:

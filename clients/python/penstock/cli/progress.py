@@ -1,6 +1,6 @@
 """What people see while they wait. It goes to standard error, and only where a person watches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -20,6 +20,18 @@ def working(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+@contextmanager
+def transferring(what: str, size_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar that grows by the bytes it is told of, until the block ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not interactive(), transient=True) as bar:
+        task = bar.add_task(what, total=size_bytes)
+        yield lambda count: bar.advance(task, count)
 
 
 class JobProgress:

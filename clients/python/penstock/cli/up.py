@@ -44,6 +44,7 @@ async def _run(home: Path | None, ports: Addresses, log_level: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    click.echo("Starting registry, training and inference …", err=True)
     async with running_services(home, None, ports, log_level) as (supervisor, addresses):
         click.echo(_welcome(addresses), err=True)
         stopping = asyncio.create_task(stop.wait())

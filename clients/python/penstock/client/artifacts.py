@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,13 @@ FIRST_PAUSE_S = 0.2
 # Worth another try: the server restarts, another stream has not let go yet, or the offset was overtaken.
 TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE}
 
+# Told, again and again, how many more bytes have been transferred.
+Progress = Callable[[int], None]
+
+
+def unobserved(_: int) -> None:
+    """Nobody wants to know how far a transfer has come."""
+
 
 async def describe_file(path: Path) -> Blob:
     """The digest and size of a file."""
@@ -34,22 +41,23 @@ async def describe_file(path: Path) -> Blob:
     return await asyncio.to_thread(describe)
 
 
-async def file_chunks(path: Path, offset: int) -> AsyncIterator[bytes]:
+async def file_chunks(path: Path, offset: int, progress: Progress) -> AsyncIterator[bytes]:
     """The bytes of a file from `offset` on, in chunks that the services take."""
     with path.open("rb") as file:
         file.seek(offset)
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk
+            progress(len(chunk))
 
 
-async def write_blob(stub: "ArtifactServiceAsyncStub", path: Path) -> Blob:
+async def write_blob(stub: "ArtifactServiceAsyncStub", path: Path, progress: Progress = unobserved) -> Blob:
     """Stores a file as a blob, from where an earlier try left off. Raises `PenstockError` if it cannot be stored."""
     blob = await describe_file(path)
     for attempt in range(ATTEMPTS):
         try:
             status = await answer(stub.QueryWriteStatus(pb.QueryWriteStatusRequest(digest=blob.digest)))
             if not status.complete:
-                await answer(stub.Write(_write_requests(blob, path, status.committed_size_bytes)))
+                await answer(stub.Write(_write_requests(blob, path, status.committed_size_bytes, progress)))
         except PenstockError as error:
             await pause_or_raise(error, attempt)
         else:
@@ -57,7 +65,9 @@ async def write_blob(stub: "ArtifactServiceAsyncStub", path: Path) -> Blob:
     return blob
 
 
-async def read_blob(stub: "ArtifactServiceAsyncStub", blob: Blob, target: Path) -> None:
+async def read_blob(
+    stub: "ArtifactServiceAsyncStub", blob: Blob, target: Path, progress: Progress = unobserved
+) -> None:
     """Fetches a blob into a file, which appears only when size and digest agree.
 
     Raises `PenstockError` if it cannot be fetched; the reason is CORRUPTED if other bytes came than the digest names.
@@ -66,7 +76,7 @@ async def read_blob(stub: "ArtifactServiceAsyncStub", blob: Blob, target: Path) 
     partial.unlink(missing_ok=True)
     for attempt in range(ATTEMPTS):
         try:
-            await _read_rest(stub, blob, partial)
+            await _read_rest(stub, blob, partial, progress)
         except PenstockError as error:
             await pause_or_raise(error, attempt)
         else:
@@ -90,13 +100,13 @@ async def pause_or_raise(error: PenstockError, attempt: int) -> None:
     await asyncio.sleep(FIRST_PAUSE_S * 2**attempt)
 
 
-async def _write_requests(blob: Blob, path: Path, offset: int) -> AsyncIterator[pb.WriteRequest]:
+async def _write_requests(blob: Blob, path: Path, offset: int, progress: Progress) -> AsyncIterator[pb.WriteRequest]:
     yield pb.WriteRequest(header=pb.WriteHeader(blob=blob, offset=offset))
-    async for chunk in file_chunks(path, offset):
+    async for chunk in file_chunks(path, offset, progress):
         yield pb.WriteRequest(chunk=chunk)
 
 
-async def _read_rest(stub: "ArtifactServiceAsyncStub", blob: Blob, partial: Path) -> None:
+async def _read_rest(stub: "ArtifactServiceAsyncStub", blob: Blob, partial: Path, progress: Progress) -> None:
     with partial.open("ab") as file:
         request = pb.ReadRequest(digest=blob.digest, offset=file.tell())
         try:
@@ -104,5 +114,6 @@ async def _read_rest(stub: "ArtifactServiceAsyncStub", blob: Blob, partial: Path
                 if file.tell() + len(response.data) > blob.size_bytes:
                     break
                 await asyncio.to_thread(file.write, response.data)
+                progress(len(response.data))
         except grpc.aio.AioRpcError as error:
             raise PenstockError.from_rpc(error) from error

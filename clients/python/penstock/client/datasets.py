@@ -10,7 +10,7 @@ import numpy as np
 from penstock.api.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
 from penstock.api.dataset.v1 import dataset_service_pb2 as pb
 from penstock.api.types.v1.blob_pb2 import Blob
-from penstock.client.artifacts import ATTEMPTS, describe_file, file_chunks, pause_or_raise
+from penstock.client.artifacts import ATTEMPTS, Progress, describe_file, file_chunks, pause_or_raise, unobserved
 from penstock.client.errors import PenstockError, answer
 from penstock.client.pages import all_pages
 from penstock.client.tensors import Array
@@ -25,14 +25,16 @@ class AsyncDatasets:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: DatasetServiceAsyncStub = dataset_service_pb2_grpc.DatasetServiceStub(channel)
 
-    async def create(self, dataset: dataset_pb2.Dataset, path: Path) -> dataset_pb2.Dataset:
+    async def create(
+        self, dataset: dataset_pb2.Dataset, path: Path, progress: Progress = unobserved
+    ) -> dataset_pb2.Dataset:
         """Uploads a file of rows as a dataset, going on after a broken connection where the upload stands."""
         content = await describe_file(path)
         for attempt in range(ATTEMPTS):
             try:
                 query = pb.QueryDatasetUploadRequest(digest=content.digest)
                 committed = (await answer(self._stub.QueryDatasetUpload(query))).committed_size_bytes
-                requests = _create_requests(dataset, content, path, committed)
+                requests = _create_requests(dataset, content, path, committed, progress)
                 return (await answer(self._stub.CreateDataset(requests))).dataset
             except PenstockError as error:
                 await pause_or_raise(error, attempt)
@@ -70,11 +72,11 @@ class AsyncDatasets:
 
 
 async def _create_requests(
-    dataset: dataset_pb2.Dataset, content: Blob, path: Path, offset: int
+    dataset: dataset_pb2.Dataset, content: Blob, path: Path, offset: int, progress: Progress
 ) -> AsyncIterator[pb.CreateDatasetRequest]:
     header = pb.CreateDatasetHeader(dataset=dataset, content=content, offset=offset)
     yield pb.CreateDatasetRequest(header=header)
-    async for chunk in file_chunks(path, offset):
+    async for chunk in file_chunks(path, offset, progress):
         yield pb.CreateDatasetRequest(chunk=chunk)
 
 

@@ -1,5 +1,6 @@
 """Models, their versions and aliases, in the registry."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,13 +9,16 @@ import grpc
 
 from penstock.api.registry.v1 import artifact_service_pb2_grpc, model_pb2, registry_service_pb2_grpc
 from penstock.api.registry.v1 import registry_service_pb2 as pb
-from penstock.client.artifacts import read_blob, write_blob
+from penstock.client.artifacts import Progress, read_blob, unobserved, write_blob
 from penstock.client.errors import answer
 from penstock.client.pages import all_pages
 
 if TYPE_CHECKING:
     from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
     from penstock.api.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
+
+# The contract's rule for names in a bundle. A registry is a stranger too: its names must not lead out of a folder.
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 class AsyncModels:
@@ -43,13 +47,17 @@ class AsyncModels:
         await answer(self._stub.DeleteModel(pb.DeleteModelRequest(name=name)))
 
     async def create_version(
-        self, version: model_pb2.Version, files: Mapping[str, Path], request_id: str = ""
+        self,
+        version: model_pb2.Version,
+        files: Mapping[str, Path],
+        request_id: str = "",
+        progress: Progress = unobserved,
     ) -> model_pb2.Version:
         """Uploads the files of a bundle, `model.onnx` among them, and registers it under `version.model`."""
         complete = model_pb2.Version()
         complete.CopyFrom(version)
         for name, path in files.items():
-            complete.files[name].CopyFrom(await write_blob(self._artifacts, path))
+            complete.files[name].CopyFrom(await write_blob(self._artifacts, path, progress))
         request = pb.CreateVersionRequest(version=complete, request_id=request_id)
         return (await answer(self._stub.CreateVersion(request))).version
 
@@ -73,10 +81,18 @@ class AsyncModels:
     async def delete_version(self, model: str, number: int) -> None:
         await answer(self._stub.DeleteVersion(pb.DeleteVersionRequest(model=model, number=number)))
 
-    async def download(self, version: model_pb2.Version, folder: Path) -> None:
-        """Fetches the files of a version into an existing folder; each appears only when its digest agrees."""
+    async def download(self, version: model_pb2.Version, folder: Path, progress: Progress = unobserved) -> None:
+        """Fetches the files of a version into an existing folder; each appears only when its digest agrees.
+
+        Raises `ValueError`, before anything is fetched, if a name is not a plain file name.
+        """
+        for name in version.files:
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{version.model} version {version.number} has a file named {name!r}; it is not fetched."
+                )
         for name, blob in version.files.items():
-            await read_blob(self._artifacts, blob, folder / name)
+            await read_blob(self._artifacts, blob, folder / name, progress)
 
     async def set_alias(
         self, model: str, alias: str, version: int, reason: str = "", expected_version: int | None = None

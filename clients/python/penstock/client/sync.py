@@ -12,6 +12,7 @@ from penstock.api.inference.v1 import serving_service_pb2
 from penstock.api.registry.v1 import deployment_service_pb2, model_pb2
 from penstock.api.training.v1 import job_pb2, training_service_pb2
 from penstock.client.aio import AsyncClient
+from penstock.client.artifacts import Progress, unobserved
 from penstock.client.channel import Addresses
 from penstock.client.inference import InferResult
 from penstock.client.tensors import Array
@@ -92,8 +93,8 @@ class Datasets:
     def __init__(self, client: Client) -> None:
         self._wait, self._datasets = client.wait, client.asynchronous.datasets
 
-    def create(self, dataset: dataset_pb2.Dataset, path: Path) -> dataset_pb2.Dataset:
-        return self._wait(self._datasets.create(dataset, path))
+    def create(self, dataset: dataset_pb2.Dataset, path: Path, progress: Progress = unobserved) -> dataset_pb2.Dataset:
+        return self._wait(self._datasets.create(dataset, path, progress))
 
     def get(self, name: str) -> dataset_pb2.Dataset:
         return self._wait(self._datasets.get(name))
@@ -149,9 +150,13 @@ class Models:
         self._wait(self._models.delete(name))
 
     def create_version(
-        self, version: model_pb2.Version, files: Mapping[str, Path], request_id: str = ""
+        self,
+        version: model_pb2.Version,
+        files: Mapping[str, Path],
+        request_id: str = "",
+        progress: Progress = unobserved,
     ) -> model_pb2.Version:
-        return self._wait(self._models.create_version(version, files, request_id))
+        return self._wait(self._models.create_version(version, files, request_id, progress))
 
     def get_version(self, model: str, number: int | None = None, alias: str | None = None) -> model_pb2.Version:
         return self._wait(self._models.get_version(model, number, alias))
@@ -162,8 +167,8 @@ class Models:
     def delete_version(self, model: str, number: int) -> None:
         self._wait(self._models.delete_version(model, number))
 
-    def download(self, version: model_pb2.Version, folder: Path) -> None:
-        self._wait(self._models.download(version, folder))
+    def download(self, version: model_pb2.Version, folder: Path, progress: Progress = unobserved) -> None:
+        self._wait(self._models.download(version, folder, progress))
 
     def set_alias(
         self, model: str, alias: str, version: int, reason: str = "", expected_version: int | None = None

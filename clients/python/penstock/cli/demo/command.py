@@ -1,7 +1,10 @@
 """The command and its story."""
 
 import asyncio
+import os
+import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -178,14 +181,15 @@ def _report(outcome: Outcome, output: Path) -> None:
     click.echo(f"\nPictures: {output / 'confusion.png'}, {output / 'learning-curves.png'}")
     verdict = "Passed" if outcome.passed else f"FAILED: accuracy under {LEAST_ACCURACY}, or a class is not Keras's"
     click.echo(f"{verdict}, in {outcome.seconds:.0f} s.\n\nThe same by hand, and to stay:")
+    penstock = "penstock" if shutil.which("penstock") else os.path.relpath(sys.argv[0])
     for command in (
-        "penstock up                                   # in a shell of its own",
-        f"penstock datasets create digits {output / 'digits.csv'}",
-        f"penstock jobs create mlp digits --label {LABEL} --model digits --alias champion",
-        "penstock deploy set digits champion",
-        f"penstock infer digits @{output / 'three-images.csv'}",
+        "up                                   # in a shell of its own",
+        f"datasets create digits {output / 'digits.csv'}",
+        f"jobs create mlp digits --label {LABEL} --model digits --alias champion",
+        "deploy set digits champion",
+        f"infer digits @{output / 'three-images.csv'}",
     ):
-        click.echo(f"  {command}")
+        click.echo(f"  {penstock} {command}")
 
 
 def _accuracy(probabilities: Floats, digits: Ints) -> float:
