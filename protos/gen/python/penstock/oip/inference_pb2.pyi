@@ -3,8 +3,8 @@
 isort:skip_file
 The Open Inference Protocol v2 with Triton's extensions, as far as Penstock serves it.
 
-Package, message names and field numbers are the protocol's and may not change; the comments are ours. Existing clients call
-these RPCs under /inference.GRPCInferenceService/.
+Package, message names and field numbers are the protocol's and may not change; the comments are ours. Existing
+clients call these RPCs under /inference.GRPCInferenceService/.
 """
 
 from collections import abc as _abc
@@ -98,7 +98,7 @@ class ModelReadyRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
-    """A version's number in decimal. Empty: the deployed version."""
+    """A version's number in decimal. Empty: the deployed version; of several, the one with the greatest weight."""
     def __init__(
         self,
         *,
@@ -183,7 +183,7 @@ class ModelMetadataRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
-    """A version's number in decimal. Empty: the deployed version."""
+    """A version's number in decimal. Empty: the deployed version; of several, the one with the greatest weight."""
     def __init__(
         self,
         *,
@@ -495,11 +495,16 @@ class ModelInferRequest(_message.Message):
     RAW_INPUT_CONTENTS_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     model_version: _builtins.str
-    """A version's number in decimal. Empty: the deployed version."""
+    """A version's number in decimal. Empty: the deployed version; of several, one by their weights."""
     id: _builtins.str
     """Echoed in the response."""
     @_builtins.property
-    def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]: ...
+    def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
+        """`timeout`: the most microseconds that the request may take; 0 sets no limit. Not served: `sequence_id`,
+        `sequence_start`, `sequence_end`, `priority`. Keys that begin with `triton_` are refused; all others are the
+        caller's own.
+        """
+
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferRequest.InferInputTensor]:
         """Every input of the model, in any order."""
@@ -510,8 +515,8 @@ class ModelInferRequest(_message.Message):
 
     @_builtins.property
     def raw_input_contents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The i-th entry is the bytes of the i-th input: little-endian, row-major; BOOL is a byte an element; an element of BYTES is
-        its length as a uint32 and then its bytes.
+        """The i-th entry is the bytes of the i-th input: little-endian, row-major; BOOL is a byte an element; an element of
+        BYTES is its length as a uint32 and then its bytes.
         """
 
     def __init__(

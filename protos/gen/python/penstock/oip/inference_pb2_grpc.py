@@ -28,8 +28,9 @@ if _version_not_supported:
 class GRPCInferenceServiceStub:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, UNAVAILABLE while it is loading or
-    the server shuts down.
+    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
+    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
+    model whose tensors this server cannot serve (BF16).
     """
 
     def __init__(self, channel):
@@ -78,8 +79,9 @@ class GRPCInferenceServiceStub:
 class GRPCInferenceServiceServicer:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, UNAVAILABLE while it is loading or
-    the server shuts down.
+    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
+    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
+    model whose tensors this server cannot serve (BF16).
     """
 
     def ServerLive(self, request, context):
@@ -90,7 +92,7 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether every version that the server is to serve is ready or has failed for good.
+        """Whether the server knows what it is to serve, and each of those versions is ready or has failed to load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,8 +122,9 @@ class GRPCInferenceServiceServicer:
     def ModelInfer(self, request, context):
         """Runs a model once.
 
-        Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED if
-        the caller's deadline passed in the queue (the model then did not run); UNAVAILABLE if the queue is full.
+        Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
+        if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
+        if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,8 +186,9 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 class GRPCInferenceService:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, UNAVAILABLE while it is loading or
-    the server shuts down.
+    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
+    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
+    model whose tensors this server cannot serve (BF16).
     """
 
     @staticmethod

@@ -3,8 +3,8 @@
 isort:skip_file
 The Open Inference Protocol v2 with Triton's extensions, as far as Penstock serves it.
 
-Package, message names and field numbers are the protocol's and may not change; the comments are ours. Existing clients call
-these RPCs under /inference.GRPCInferenceService/.
+Package, message names and field numbers are the protocol's and may not change; the comments are ours. Existing
+clients call these RPCs under /inference.GRPCInferenceService/.
 """
 
 from collections import abc as _abc
@@ -33,8 +33,9 @@ GRPC_VERSION: str
 class GRPCInferenceServiceStub:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, UNAVAILABLE while it is loading or
-    the server shuts down.
+    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
+    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
+    model whose tensors this server cannot serve (BF16).
     """
 
     @_typing.overload
@@ -44,7 +45,7 @@ class GRPCInferenceServiceStub:
     ServerLive: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerLiveRequest, _inference_pb2.ServerLiveResponse]
     """Whether the process answers at all."""
     ServerReady: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerReadyRequest, _inference_pb2.ServerReadyResponse]
-    """Whether every version that the server is to serve is ready or has failed for good."""
+    """Whether the server knows what it is to serve, and each of those versions is ready or has failed to load."""
     ModelReady: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelReadyRequest, _inference_pb2.ModelReadyResponse]
     """Whether a version answers requests. Of an unknown one: OK, with `ready` false."""
     ServerMetadata: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ServerMetadataRequest, _inference_pb2.ServerMetadataResponse]
@@ -54,8 +55,9 @@ class GRPCInferenceServiceStub:
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ModelInferRequest, _inference_pb2.ModelInferResponse]
     """Runs a model once.
 
-    Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED if
-    the caller's deadline passed in the queue (the model then did not run); UNAVAILABLE if the queue is full.
+    Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
+    if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
+    if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
     """
     RepositoryIndex: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RepositoryIndexRequest, _inference_pb2.RepositoryIndexResponse]
     """Lists the versions that the server knows, ready or not."""
@@ -64,15 +66,16 @@ class GRPCInferenceServiceStub:
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, UNAVAILABLE while it is loading or
-    the server shuts down.
+    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
+    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
+    model whose tensors this server cannot serve (BF16).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ServerLive: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerLiveRequest, _inference_pb2.ServerLiveResponse]  # type: ignore[assignment]
     """Whether the process answers at all."""
     ServerReady: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerReadyRequest, _inference_pb2.ServerReadyResponse]  # type: ignore[assignment]
-    """Whether every version that the server is to serve is ready or has failed for good."""
+    """Whether the server knows what it is to serve, and each of those versions is ready or has failed to load."""
     ModelReady: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelReadyRequest, _inference_pb2.ModelReadyResponse]  # type: ignore[assignment]
     """Whether a version answers requests. Of an unknown one: OK, with `ready` false."""
     ServerMetadata: _aio.UnaryUnaryMultiCallable[_inference_pb2.ServerMetadataRequest, _inference_pb2.ServerMetadataResponse]  # type: ignore[assignment]
@@ -82,8 +85,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     ModelInfer: _aio.UnaryUnaryMultiCallable[_inference_pb2.ModelInferRequest, _inference_pb2.ModelInferResponse]  # type: ignore[assignment]
     """Runs a model once.
 
-    Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED if
-    the caller's deadline passed in the queue (the model then did not run); UNAVAILABLE if the queue is full.
+    Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
+    if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
+    if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
     """
     RepositoryIndex: _aio.UnaryUnaryMultiCallable[_inference_pb2.RepositoryIndexRequest, _inference_pb2.RepositoryIndexResponse]  # type: ignore[assignment]
     """Lists the versions that the server knows, ready or not."""
@@ -91,8 +95,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, UNAVAILABLE while it is loading or
-    the server shuts down.
+    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
+    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
+    model whose tensors this server cannot serve (BF16).
     """
 
     @_abc_1.abstractmethod
@@ -109,7 +114,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.ServerReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ServerReadyResponse, _abc.Awaitable[_inference_pb2.ServerReadyResponse]]:
-        """Whether every version that the server is to serve is ready or has failed for good."""
+        """Whether the server knows what it is to serve, and each of those versions is ready or has failed to load."""
 
     @_abc_1.abstractmethod
     def ModelReady(
@@ -143,8 +148,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_inference_pb2.ModelInferResponse, _abc.Awaitable[_inference_pb2.ModelInferResponse]]:
         """Runs a model once.
 
-        Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED if
-        the caller's deadline passed in the queue (the model then did not run); UNAVAILABLE if the queue is full.
+        Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
+        if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
+        if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
         """
 
     @_abc_1.abstractmethod

@@ -31,7 +31,7 @@ class _DatasetFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dataset
     DATASET_FORMAT_CSV: _DatasetFormat.ValueType  # 1
     """Comma-separated values (RFC 4180) whose first line names the columns."""
     DATASET_FORMAT_JSON_LINES: _DatasetFormat.ValueType  # 2
-    """One JSON object a line; each has every column as a key."""
+    """One JSON object a line; each has every column as a key, and no other."""
 
 class DatasetFormat(_DatasetFormat, metaclass=_DatasetFormatEnumTypeWrapper):
     """How the bytes of a dataset are written. Always UTF-8."""
@@ -40,7 +40,7 @@ DATASET_FORMAT_UNSPECIFIED: DatasetFormat.ValueType  # 0
 DATASET_FORMAT_CSV: DatasetFormat.ValueType  # 1
 """Comma-separated values (RFC 4180) whose first line names the columns."""
 DATASET_FORMAT_JSON_LINES: DatasetFormat.ValueType  # 2
-"""One JSON object a line; each has every column as a key."""
+"""One JSON object a line; each has every column as a key, and no other."""
 Global___DatasetFormat: _TypeAlias = DatasetFormat  # noqa: Y015
 
 class _ColumnType:
@@ -114,12 +114,13 @@ class Dataset(_message.Message):
     format: Global___DatasetFormat.ValueType
     """How the uploaded bytes are written. Required."""
     row_count: _builtins.int
-    """Output only."""
+    """Output only. 1 to 20,000,000."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]:
-        """The columns in the order of the rows. May be left empty on creation: the server then reads the names from
-        the rows, and each type is the narrowest one that every value of the column fits.
-        At most 10,000 columns.
+        """The columns in the order of the rows, at least one, at most 10,000. Given on creation, they must be exactly those
+        of the rows. May be left empty: the server then reads the names from the first line, and each type is the narrowest
+        one that every value of the column fits. A missing value, NaN and the like do not make text of a column of numbers,
+        nor does text among JSON numbers: such a row is refused.
         """
 
     @_builtins.property
@@ -170,6 +171,7 @@ class Column(_message.Message):
     name: _builtins.str
     """Unique in the dataset. Never empty, at most 200 characters."""
     type: Global___ColumnType.ValueType
+    """Required."""
     def __init__(
         self,
         *,
@@ -188,9 +190,9 @@ Global___Column: _TypeAlias = Column  # noqa: Y015
 class SplitRecipe(_message.Message):
     """How rows are shared out among training, validation and test.
 
-    Rows are numbered from 0 in the order of the upload and sorted by
-    sha256(seed as 8 bytes ‖ row number as 8 bytes), both unsigned big-endian. Of n rows the first
-    round(train × n) are for training, the next round(validation × n) for validation, the rest for test. Any language can
+    Rows are numbered from 0 in the order of the upload and sorted by sha256(seed as 8 bytes ‖ row number as 8 bytes),
+    both unsigned big-endian. Of n rows the first round(train × n) are for training, the next round(validation × n), or
+    as many as there are, for validation, the rest for test; a half is rounded to the even number. Any language can
     therefore repeat the split.
     """
 
@@ -201,7 +203,7 @@ class SplitRecipe(_message.Message):
     TEST_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     train: _builtins.float
-    """Shares from 0 to 1 that add up to 1. `train` is above 0."""
+    """Shares from 0 to 1 that add up to 1, give or take 10⁻⁹. `train` is above 0."""
     validation: _builtins.float
     test: _builtins.float
     seed: _builtins.int

@@ -124,7 +124,7 @@ class QueryDatasetUploadResponse(_message.Message):
 
     COMMITTED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     committed_size_bytes: _builtins.int
-    """How many bytes will survive a crash of the server. 0 for an unknown upload."""
+    """How many bytes the server has, and keeps if its process dies. 0 for an unknown upload."""
     def __init__(
         self,
         *,
@@ -274,7 +274,7 @@ class ReadDatasetRequest(_message.Message):
     """How many rows of the split to pass over, at least 0: to resume after a broken connection."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The columns to read, in this order. Empty: all."""
+        """The columns to read, in this order, each once. Empty: all."""
 
     def __init__(
         self,

@@ -79,14 +79,17 @@ class DatasetServiceServicer:
         """Creates a dataset from one upload.
 
         The first message is a header, all others are chunks. The upload is identified by the digest in the header and
-        survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest
-        with that offset. The dataset becomes visible, in one step, once every byte has come, the digest agrees and
-        every row parses. Creating again what exists already, with the same content, returns it.
+        survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest with that offset. The
+        dataset becomes visible, in one step, once every byte has come, the digest agrees and every row parses. Creating
+        again what exists already, with the same fields and content, returns it, and where the server has the bytes
+        already, whatever the offset, it asks for none.
 
-        Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that
-        the digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE if the offset is not
-        the committed size; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
-        Limits: 2 GiB a dataset, 1 MiB a chunk, 64 KiB a line.
+        Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
+        digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
+        if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
+        the disk is full (committed bytes are kept).
+        Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
+        that nobody goes on with may be discarded after a week.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +110,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDatasets(self, request, context):
-        """Lists datasets by name.
+        """Lists datasets by name. A page may hold fewer than `page_size`: it is bounded in bytes, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +128,8 @@ class DatasetServiceServicer:
     def ReadDataset(self, request, context):
         """Streams the rows of one split, column by column, in the order of the split recipe.
 
-        Errors: NOT_FOUND; DATA_LOSS if the stored bytes are corrupted. Limits: at most 4,096 rows a message.
+        Errors: NOT_FOUND; DATA_LOSS, before any row is sent, if the stored bytes are corrupted. Limits: a message has at
+        most 4,096 rows and, unless one row alone has more, about 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,21 +40,24 @@ class DatasetServiceStub:
     """Creates a dataset from one upload.
 
     The first message is a header, all others are chunks. The upload is identified by the digest in the header and
-    survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest
-    with that offset. The dataset becomes visible, in one step, once every byte has come, the digest agrees and
-    every row parses. Creating again what exists already, with the same content, returns it.
+    survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest with that offset. The
+    dataset becomes visible, in one step, once every byte has come, the digest agrees and every row parses. Creating
+    again what exists already, with the same fields and content, returns it, and where the server has the bytes
+    already, whatever the offset, it asks for none.
 
-    Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that
-    the digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE if the offset is not
-    the committed size; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
-    Limits: 2 GiB a dataset, 1 MiB a chunk, 64 KiB a line.
+    Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
+    digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
+    if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
+    the disk is full (committed bytes are kept).
+    Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
+    that nobody goes on with may be discarded after a week.
     """
     QueryDatasetUpload: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.QueryDatasetUploadRequest, _dataset_service_pb2.QueryDatasetUploadResponse]
     """Says how far an upload has come, so that it can be resumed."""
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]
     """Errors: NOT_FOUND."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]
-    """Lists datasets by name."""
+    """Lists datasets by name. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]
     """Deletes a dataset and, if no other one has them, its bytes. Jobs that have ended keep its name and digest.
 
@@ -63,7 +66,8 @@ class DatasetServiceStub:
     ReadDataset: _grpc.UnaryStreamMultiCallable[_dataset_service_pb2.ReadDatasetRequest, _dataset_service_pb2.ReadDatasetResponse]
     """Streams the rows of one split, column by column, in the order of the split recipe.
 
-    Errors: NOT_FOUND; DATA_LOSS if the stored bytes are corrupted. Limits: at most 4,096 rows a message.
+    Errors: NOT_FOUND; DATA_LOSS, before any row is sent, if the stored bytes are corrupted. Limits: a message has at
+    most 4,096 rows and, unless one row alone has more, about 1 MiB.
     """
 
 @_typing.type_check_only
@@ -78,21 +82,24 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Creates a dataset from one upload.
 
     The first message is a header, all others are chunks. The upload is identified by the digest in the header and
-    survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest
-    with that offset. The dataset becomes visible, in one step, once every byte has come, the digest agrees and
-    every row parses. Creating again what exists already, with the same content, returns it.
+    survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest with that offset. The
+    dataset becomes visible, in one step, once every byte has come, the digest agrees and every row parses. Creating
+    again what exists already, with the same fields and content, returns it, and where the server has the bytes
+    already, whatever the offset, it asks for none.
 
-    Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that
-    the digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE if the offset is not
-    the committed size; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
-    Limits: 2 GiB a dataset, 1 MiB a chunk, 64 KiB a line.
+    Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
+    digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
+    if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
+    the disk is full (committed bytes are kept).
+    Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
+    that nobody goes on with may be discarded after a week.
     """
     QueryDatasetUpload: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.QueryDatasetUploadRequest, _dataset_service_pb2.QueryDatasetUploadResponse]  # type: ignore[assignment]
     """Says how far an upload has come, so that it can be resumed."""
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Errors: NOT_FOUND."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]  # type: ignore[assignment]
-    """Lists datasets by name."""
+    """Lists datasets by name. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
     """Deletes a dataset and, if no other one has them, its bytes. Jobs that have ended keep its name and digest.
 
@@ -101,7 +108,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     ReadDataset: _aio.UnaryStreamMultiCallable[_dataset_service_pb2.ReadDatasetRequest, _dataset_service_pb2.ReadDatasetResponse]  # type: ignore[assignment]
     """Streams the rows of one split, column by column, in the order of the split recipe.
 
-    Errors: NOT_FOUND; DATA_LOSS if the stored bytes are corrupted. Limits: at most 4,096 rows a message.
+    Errors: NOT_FOUND; DATA_LOSS, before any row is sent, if the stored bytes are corrupted. Limits: a message has at
+    most 4,096 rows and, unless one row alone has more, about 1 MiB.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,14 +127,17 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a dataset from one upload.
 
         The first message is a header, all others are chunks. The upload is identified by the digest in the header and
-        survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest
-        with that offset. The dataset becomes visible, in one step, once every byte has come, the digest agrees and
-        every row parses. Creating again what exists already, with the same content, returns it.
+        survives a broken connection: ask QueryDatasetUpload how much was committed and send the rest with that offset. The
+        dataset becomes visible, in one step, once every byte has come, the digest agrees and every row parses. Creating
+        again what exists already, with the same fields and content, returns it, and where the server has the bytes
+        already, whatever the offset, it asks for none.
 
-        Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that
-        the digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE if the offset is not
-        the committed size; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
-        Limits: 2 GiB a dataset, 1 MiB a chunk, 64 KiB a line.
+        Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
+        digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
+        if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
+        the disk is full (committed bytes are kept).
+        Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
+        that nobody goes on with may be discarded after a week.
         """
 
     @_abc_1.abstractmethod
@@ -151,7 +162,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.ListDatasetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.ListDatasetsResponse, _abc.Awaitable[_dataset_service_pb2.ListDatasetsResponse]]:
-        """Lists datasets by name."""
+        """Lists datasets by name. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
 
     @_abc_1.abstractmethod
     def DeleteDataset(
@@ -172,7 +183,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_dataset_service_pb2.ReadDatasetResponse], _abc.AsyncIterator[_dataset_service_pb2.ReadDatasetResponse]]:
         """Streams the rows of one split, column by column, in the order of the split recipe.
 
-        Errors: NOT_FOUND; DATA_LOSS if the stored bytes are corrupted. Limits: at most 4,096 rows a message.
+        Errors: NOT_FOUND; DATA_LOSS, before any row is sent, if the stored bytes are corrupted. Limits: a message has at
+        most 4,096 rows and, unless one row alone has more, about 1 MiB.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

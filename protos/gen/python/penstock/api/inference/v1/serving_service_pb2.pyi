@@ -37,7 +37,7 @@ class _ServingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServingS
     """`message` says why."""
 
 class ServingState(_ServingState, metaclass=_ServingStateEnumTypeWrapper):
-    """LOADING → READY → DRAINING, or LOADING → FAILED, which is tried again with back-off."""
+    """LOADING → READY → DRAINING, or LOADING → FAILED, which is tried again with back-off and may become READY."""
 
 SERVING_STATE_UNSPECIFIED: ServingState.ValueType  # 0
 SERVING_STATE_LOADING: ServingState.ValueType  # 1
@@ -118,7 +118,7 @@ class ServedVersion(_message.Message):
     """`sha256:…` of the bundle."""
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the version entered its state."""
+        """When the version entered its state, or failed for another reason than before."""
 
     def __init__(
         self,

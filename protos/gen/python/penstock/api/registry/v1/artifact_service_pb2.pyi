@@ -115,7 +115,7 @@ class QueryWriteStatusResponse(_message.Message):
     COMMITTED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     committed_size_bytes: _builtins.int
-    """How many bytes will survive a crash of the server. 0 for an unknown blob."""
+    """How many bytes the server has, and keeps if its process dies. 0 for an unknown blob."""
     complete: _builtins.bool
     """Whether the blob is visible."""
     def __init__(

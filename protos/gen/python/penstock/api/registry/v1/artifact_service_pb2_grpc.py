@@ -65,13 +65,14 @@ class ArtifactServiceServicer:
     def Write(self, request_iterator, context):
         """Writes one blob.
 
-        The first message is a header, all others are chunks. What was written survives a broken connection and a crash of the server; ask
-        QueryWriteStatus how far it came and send the rest with that offset. The blob becomes visible, in one step, once
-        every byte has come and the digest agrees. Writing a blob that exists already succeeds at once.
+        The first message is a header, all others are chunks. What was written survives a broken connection and the death
+        of the server's process; ask QueryWriteStatus how far it came and send the rest with that offset. A write that
+        nobody goes on with may be discarded after a week. The blob becomes visible, in one step, once every byte has come
+        and the digest agrees. Writing a blob that exists already succeeds at once, whatever the offset.
 
         Errors: OUT_OF_RANGE if the offset is not the committed size; INVALID_ARGUMENT if the digest differs (what was
-        written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full (committed
-        bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
+        written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full
+        (committed bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

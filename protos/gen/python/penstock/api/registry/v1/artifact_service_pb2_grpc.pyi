@@ -40,13 +40,14 @@ class ArtifactServiceStub:
     Write: _grpc.StreamUnaryMultiCallable[_artifact_service_pb2.WriteRequest, _artifact_service_pb2.WriteResponse]
     """Writes one blob.
 
-    The first message is a header, all others are chunks. What was written survives a broken connection and a crash of the server; ask
-    QueryWriteStatus how far it came and send the rest with that offset. The blob becomes visible, in one step, once
-    every byte has come and the digest agrees. Writing a blob that exists already succeeds at once.
+    The first message is a header, all others are chunks. What was written survives a broken connection and the death
+    of the server's process; ask QueryWriteStatus how far it came and send the rest with that offset. A write that
+    nobody goes on with may be discarded after a week. The blob becomes visible, in one step, once every byte has come
+    and the digest agrees. Writing a blob that exists already succeeds at once, whatever the offset.
 
     Errors: OUT_OF_RANGE if the offset is not the committed size; INVALID_ARGUMENT if the digest differs (what was
-    written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full (committed
-    bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
+    written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full
+    (committed bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
     """
     QueryWriteStatus: _grpc.UnaryUnaryMultiCallable[_artifact_service_pb2.QueryWriteStatusRequest, _artifact_service_pb2.QueryWriteStatusResponse]
     """Says how far a write has come."""
@@ -69,13 +70,14 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     Write: _aio.StreamUnaryMultiCallable[_artifact_service_pb2.WriteRequest, _artifact_service_pb2.WriteResponse]  # type: ignore[assignment]
     """Writes one blob.
 
-    The first message is a header, all others are chunks. What was written survives a broken connection and a crash of the server; ask
-    QueryWriteStatus how far it came and send the rest with that offset. The blob becomes visible, in one step, once
-    every byte has come and the digest agrees. Writing a blob that exists already succeeds at once.
+    The first message is a header, all others are chunks. What was written survives a broken connection and the death
+    of the server's process; ask QueryWriteStatus how far it came and send the rest with that offset. A write that
+    nobody goes on with may be discarded after a week. The blob becomes visible, in one step, once every byte has come
+    and the digest agrees. Writing a blob that exists already succeeds at once, whatever the offset.
 
     Errors: OUT_OF_RANGE if the offset is not the committed size; INVALID_ARGUMENT if the digest differs (what was
-    written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full (committed
-    bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
+    written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full
+    (committed bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
     """
     QueryWriteStatus: _aio.UnaryUnaryMultiCallable[_artifact_service_pb2.QueryWriteStatusRequest, _artifact_service_pb2.QueryWriteStatusResponse]  # type: ignore[assignment]
     """Says how far a write has come."""
@@ -101,13 +103,14 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_artifact_service_pb2.WriteResponse, _abc.Awaitable[_artifact_service_pb2.WriteResponse]]:
         """Writes one blob.
 
-        The first message is a header, all others are chunks. What was written survives a broken connection and a crash of the server; ask
-        QueryWriteStatus how far it came and send the rest with that offset. The blob becomes visible, in one step, once
-        every byte has come and the digest agrees. Writing a blob that exists already succeeds at once.
+        The first message is a header, all others are chunks. What was written survives a broken connection and the death
+        of the server's process; ask QueryWriteStatus how far it came and send the rest with that offset. A write that
+        nobody goes on with may be discarded after a week. The blob becomes visible, in one step, once every byte has come
+        and the digest agrees. Writing a blob that exists already succeeds at once, whatever the offset.
 
         Errors: OUT_OF_RANGE if the offset is not the committed size; INVALID_ARGUMENT if the digest differs (what was
-        written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full (committed
-        bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
+        written is discarded); ABORTED if another stream writes the same blob; RESOURCE_EXHAUSTED if the disk is full
+        (committed bytes are kept). Limits: 16 GiB a blob, 1 MiB a chunk.
         """
 
     @_abc_1.abstractmethod

@@ -90,7 +90,7 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeployments(self, request, context):
-        """Lists deployments by model.
+        """Lists deployments by model. A page may hold fewer than `page_size`: it is bounded in bytes, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,9 +104,9 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-        client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
-        over: only the newest one matters.
+        """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change,
+        until the client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent
+        is passed over: only the newest one matters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,13 +46,13 @@ class DeploymentServiceStub:
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.GetDeploymentRequest, _deployment_service_pb2.GetDeploymentResponse]
     """Errors: NOT_FOUND."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentsRequest, _deployment_service_pb2.ListDeploymentsResponse]
-    """Lists deployments by model."""
+    """Lists deployments by model. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]
     """Stops the serving of a model. Errors: NOT_FOUND."""
     Watch: _grpc.UnaryStreamMultiCallable[_deployment_service_pb2.WatchRequest, _deployment_service_pb2.WatchResponse]
-    """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-    client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
-    over: only the newest one matters.
+    """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change,
+    until the client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent
+    is passed over: only the newest one matters.
     """
 
 @_typing.type_check_only
@@ -73,13 +73,13 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     GetDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.GetDeploymentRequest, _deployment_service_pb2.GetDeploymentResponse]  # type: ignore[assignment]
     """Errors: NOT_FOUND."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentsRequest, _deployment_service_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
-    """Lists deployments by model."""
+    """Lists deployments by model. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
     """Stops the serving of a model. Errors: NOT_FOUND."""
     Watch: _aio.UnaryStreamMultiCallable[_deployment_service_pb2.WatchRequest, _deployment_service_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-    client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
-    over: only the newest one matters.
+    """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change,
+    until the client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent
+    is passed over: only the newest one matters.
     """
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -115,7 +115,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.ListDeploymentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_service_pb2.ListDeploymentsResponse, _abc.Awaitable[_deployment_service_pb2.ListDeploymentsResponse]]:
-        """Lists deployments by model."""
+        """Lists deployments by model. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
 
     @_abc_1.abstractmethod
     def DeleteDeployment(
@@ -131,9 +131,9 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_deployment_service_pb2.WatchResponse], _abc.AsyncIterator[_deployment_service_pb2.WatchResponse]]:
-        """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change, until the
-        client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent is passed
-        over: only the newest one matters.
+        """Streams the desired state of all deployments: the whole of it at once, then the whole of it after every change,
+        until the client leaves or the server shuts down (UNAVAILABLE). A state that was replaced before it could be sent
+        is passed over: only the newest one matters.
         """
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

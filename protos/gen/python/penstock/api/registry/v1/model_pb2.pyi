@@ -127,8 +127,9 @@ class Version(_message.Message):
     """Output only. `sha256:…` of the manifest, which lists every file with its digest: the name of the bundle's content."""
     @_builtins.property
     def files(self) -> _containers.MessageMap[_builtins.str, _blob_pb2.Blob]:
-        """The bundle's files by name, `model.onnx` among them. A name is 1 to 200 letters, digits, `-`, `_` and `.` and does not begin
-        with `.`. At most 100 files beside `manifest.json`, which the server writes and no client may give. Required.
+        """The bundle's files by name, `model.onnx` among them. A name is 1 to 200 letters, digits, `-`, `_` and `.` and does
+        not begin with `.`. At most 100 files beside `manifest.json`, which the server writes and no client may give.
+        Required.
         """
 
     @_builtins.property
@@ -141,7 +142,7 @@ class Version(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Measured where the version was made, by name: `test_accuracy`, for example. At most 100."""
+        """Measured where the version was made, by name, which is never empty: `test_accuracy`, for example. At most 100."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -178,7 +179,7 @@ Global___Version: _TypeAlias = Version  # noqa: Y015
 
 @_typing.final
 class Provenance(_message.Message):
-    """Where a version came from. Fields that do not apply are empty."""
+    """Where a version came from, as its maker says. Fields that do not apply are empty; each has at most 1,000 characters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -189,8 +189,9 @@ class CreateVersionRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the client, 1 to 64 letters, digits, `-` and `_`. A second call with the same id and content returns the first
-    call's version, so a call whose answer was lost can be repeated. Empty: every call makes a version.
+    """Chosen by the client, 1 to 64 letters, digits, `-` and `_`. A second call with the same id and content returns the
+    first call's version, as long as that is there, so a call whose answer was lost can be repeated. Empty: every call
+    makes a version.
     """
     @_builtins.property
     def version(self) -> _model_pb2.Version:

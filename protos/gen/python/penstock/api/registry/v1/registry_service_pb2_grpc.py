@@ -143,8 +143,8 @@ class RegistryServiceServicer:
     def CreateVersion(self, request, context):
         """Registers a version, whose files must have been written with ArtifactService before.
 
-        Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came with another
-        version.
+        Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came
+        with another version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,10 +179,11 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
+        """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does
+        nothing.
 
-        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
-        RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
+        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's
+        version; RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,8 +55,8 @@ class RegistryServiceStub:
     CreateVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionRequest, _registry_service_pb2.CreateVersionResponse]
     """Registers a version, whose files must have been written with ArtifactService before.
 
-    Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came with another
-    version.
+    Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came
+    with another version.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _registry_service_pb2.GetVersionResponse]
     """Gets a version by its number, by an alias, or the newest one.
@@ -75,10 +75,11 @@ class RegistryServiceStub:
     Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment refers to it.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.SetAliasResponse]
-    """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
+    """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does
+    nothing.
 
-    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
-    RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
+    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's
+    version; RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
     """
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]
     """Lists the aliases of a model by name.
@@ -120,8 +121,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     CreateVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateVersionRequest, _registry_service_pb2.CreateVersionResponse]  # type: ignore[assignment]
     """Registers a version, whose files must have been written with ArtifactService before.
 
-    Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came with another
-    version.
+    Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came
+    with another version.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetVersionRequest, _registry_service_pb2.GetVersionResponse]  # type: ignore[assignment]
     """Gets a version by its number, by an alias, or the newest one.
@@ -140,10 +141,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors: NOT_FOUND; FAILED_PRECONDITION while an alias or a deployment refers to it.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
+    """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does
+    nothing.
 
-    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
-    RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
+    Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's
+    version; RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
     """
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasesRequest, _registry_service_pb2.ListAliasesResponse]  # type: ignore[assignment]
     """Lists the aliases of a model by name.
@@ -212,8 +214,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.CreateVersionResponse, _abc.Awaitable[_registry_service_pb2.CreateVersionResponse]]:
         """Registers a version, whose files must have been written with ArtifactService before.
 
-        Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came with another
-        version.
+        Errors: NOT_FOUND if there is no such model or a file's blob is missing; ALREADY_EXISTS if the `request_id` came
+        with another version.
         """
 
     @_abc_1.abstractmethod
@@ -256,10 +258,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.SetAliasResponse, _abc.Awaitable[_registry_service_pb2.SetAliasResponse]]:
-        """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does nothing.
+        """Points an alias at a version; deployments of the alias follow at once. Setting it to where it points already does
+        nothing.
 
-        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's version;
-        RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
+        Errors: NOT_FOUND if there is no such model or version; ABORTED if `expected_version` is given and not the alias's
+        version; RESOURCE_EXHAUSTED if the alias is new and the model has 1,000.
         """
 
     @_abc_1.abstractmethod

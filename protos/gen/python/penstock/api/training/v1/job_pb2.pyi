@@ -90,9 +90,10 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job stands.
 
-    QUEUED → RUNNING → REGISTERING → SUCCEEDED. A worker that dies sends RUNNING back to QUEUED while attempts are left, else to FAILED.
-    Cancelling sends QUEUED to CANCELLED at once, and RUNNING to CANCELLING, which ends in CANCELLED.
-    SUCCEEDED, FAILED and CANCELLED are final.
+    QUEUED → RUNNING → REGISTERING → SUCCEEDED. A worker that dies sends RUNNING back to QUEUED while attempts are left,
+    else to FAILED. An error of the run sends RUNNING to FAILED, a version that the registry refuses REGISTERING to
+    FAILED. Cancelling sends QUEUED to CANCELLED at once, and RUNNING to CANCELLING, which ends in CANCELLED. SUCCEEDED,
+    FAILED and CANCELLED are final.
     """
 
 JOB_STATE_UNSPECIFIED: JobState.ValueType  # 0
@@ -124,7 +125,9 @@ class _JobErrorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobError
     JOB_ERROR_KIND_WORKER_LOST: _JobErrorKind.ValueType  # 2
     """The worker died, or its lease ran out."""
     JOB_ERROR_KIND_PARITY: _JobErrorKind.ValueType  # 3
-    """The converted model did not answer as the trained one did. Nothing was registered."""
+    """The converted model did not pass the gate: it did not answer as the trained one did, for example. Nothing was
+    registered.
+    """
     JOB_ERROR_KIND_INTERNAL: _JobErrorKind.ValueType  # 4
     """An error inside the training or the conversion; the job's log has it."""
     JOB_ERROR_KIND_REGISTRATION: _JobErrorKind.ValueType  # 5
@@ -141,7 +144,9 @@ JOB_ERROR_KIND_SPEC: JobErrorKind.ValueType  # 1
 JOB_ERROR_KIND_WORKER_LOST: JobErrorKind.ValueType  # 2
 """The worker died, or its lease ran out."""
 JOB_ERROR_KIND_PARITY: JobErrorKind.ValueType  # 3
-"""The converted model did not answer as the trained one did. Nothing was registered."""
+"""The converted model did not pass the gate: it did not answer as the trained one did, for example. Nothing was
+registered.
+"""
 JOB_ERROR_KIND_INTERNAL: JobErrorKind.ValueType  # 4
 """An error inside the training or the conversion; the job's log has it."""
 JOB_ERROR_KIND_REGISTRATION: JobErrorKind.ValueType  # 5
@@ -228,7 +233,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
-        """Every attempt so far, oldest first. At most `spec.max_attempts`."""
+        """Every attempt so far, oldest first."""
 
     @_builtins.property
     def result(self) -> Global___JobResult:
@@ -283,8 +288,9 @@ class JobSpec(_message.Message):
     the training library is deterministic.
     """
     max_attempts: _builtins.int
-    """How often a run may start over after its worker has died or lost its lease, 1 to 10. 0 means 3.
-    An error in the spec or the data is never tried again.
+    """How many attempts there may be, 1 to 10, when each one's worker dies or loses its lease; with the last one the job
+    fails. 0 means 3. An attempt that a restart of the service has ended does not count. An error of the spec, the data
+    or the run is never tried again.
     """
     @_builtins.property
     def mlp(self) -> Global___MlpSpec: ...
@@ -321,9 +327,11 @@ class Registration(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model under which the version is registered; created if there is none. Required. The naming rule is that of datasets."""
+    """The model under which the version is registered; created if there is none. Required. The naming rule is that of
+    datasets.
+    """
     alias: _builtins.str
-    """An alias to set to the new version. Empty: none."""
+    """An alias to set to the new version; the naming rule is that of datasets, and a number is not allowed. Empty: none."""
     description: _builtins.str
     """Of the version, for people. At most 1,000 characters."""
     def __init__(
@@ -345,8 +353,9 @@ Global___Registration: _TypeAlias = Registration  # noqa: Y015
 class MlpSpec(_message.Message):
     """A multilayer perceptron on the numeric columns of a table, built with Keras.
 
-    The model takes `features`, FP32 [batch, number of feature columns], and gives `probabilities`, FP32 [batch, number of
-    classes], for a classifier, or `prediction`, FP32 [batch, 1], for a regressor.
+    The model takes `features`, FP32 [batch, number of feature columns], and gives `probabilities`, FP32 [batch, number
+    of classes], for a classifier, or `prediction`, FP32 [batch, 1], for a regressor. It has at most 500,000,000
+    parameters.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -365,8 +374,9 @@ class MlpSpec(_message.Message):
     task: Global___MlpTask.ValueType
     """What the label column means. Required."""
     label_column: _builtins.str
-    """The column to predict. Required. For a classifier of type INT64 or STRING; the classes are its distinct values
-    in the training split, sorted, at least 2 and at most 10,000. For a regressor of type INT64 or FLOAT64.
+    """The column to predict. Required. For a classifier of type INT64 or STRING; the classes are its distinct values in
+    the training split, sorted, at least 2 and at most 10,000; the job fails if another split has a value that is not
+    among them. For a regressor of type INT64 or FLOAT64.
     """
     activation: Global___Activation.ValueType
     """After each hidden layer. Unspecified means RELU."""
@@ -379,8 +389,8 @@ class MlpSpec(_message.Message):
     epochs: _builtins.int
     """Passes over the training split, 1 to 10,000. 0 means 20."""
     patience: _builtins.int
-    """Ends the training when the validation loss has not improved for so many epochs, and takes the weights of the best epoch. 0:
-    never; the weights of the last epoch are taken.
+    """Ends the training when the validation loss has not improved for so many epochs, and takes the weights of the best
+    epoch; there must be rows in the validation split. 0: never; the weights of the last epoch are taken.
     """
     standardize: _builtins.bool
     """Learns on features that are shifted and scaled to mean 0 and variance 1 over the training split. The finished
@@ -388,7 +398,9 @@ class MlpSpec(_message.Message):
     """
     @_builtins.property
     def feature_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The columns to predict from, in the order of the model's input. Empty: every other one. Each of type INT64 or FLOAT64."""
+        """The columns to predict from, each once, in the order of the model's input. Empty: every other one. Each of type
+        INT64 or FLOAT64.
+        """
 
     @_builtins.property
     def hidden_units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -526,8 +538,8 @@ class JobResult(_message.Message):
     def parity(self) -> _parity_pb2.ParityReport: ...
     @_builtins.property
     def test_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The trained model on the test split before its conversion, by the training library: `accuracy` and `loss`, or `loss` and
-        `mean_absolute_error`. Empty if the test split is.
+        """The trained model on the test split before its conversion, by the training library: `accuracy` and `loss`, or
+        `loss` and `mean_absolute_error`. Empty if the test split is.
         """
 
     @_builtins.property
@@ -666,7 +678,9 @@ class EpochMetrics(_message.Message):
     """The most epochs there will be."""
     @_builtins.property
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """By name: `loss`, `accuracy`, and the same after `val_` for the validation split, if it has rows."""
+        """By name: `loss` and `accuracy`, or `mean_absolute_error` for a regressor, and the same after `val_` for the
+        validation split, if it has rows.
+        """
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
@@ -713,7 +727,9 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class LogLine(_message.Message):
-    """One line of a worker's log."""
+    """One line of a worker's log. Of what its process writes on standard output and standard error, 2,000 lines each are
+    kept.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,8 +26,8 @@ class CreateJobRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the client, 1 to 64 letters, digits, `-` and `_`. A second call with the same id and spec returns the first
-    call's job, so a call whose answer was lost can be repeated. Empty: every call makes a job.
+    """Chosen by the client, 1 to 64 letters, digits, `-` and `_`. A second call with the same id and spec returns the
+    first call's job, so a call whose answer was lost can be repeated. Empty: every call makes a job.
     """
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec: ...

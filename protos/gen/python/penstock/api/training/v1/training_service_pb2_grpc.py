@@ -75,8 +75,8 @@ class TrainingServiceServicer:
     def CreateJob(self, request, context):
         """Queues a job.
 
-        Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns; ALREADY_EXISTS if the
-        `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
+        Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns;
+        ALREADY_EXISTS if the `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,15 +90,15 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists jobs, newest first.
+        """Lists jobs, newest first. A page may hold fewer than `page_size`: it is bounded in bytes, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled, or
-        was cancelled, does nothing.
+        """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled,
+        or was cancelled, does nothing.
 
         Errors: NOT_FOUND; FAILED_PRECONDITION if the job is REGISTERING, SUCCEEDED or FAILED.
         """

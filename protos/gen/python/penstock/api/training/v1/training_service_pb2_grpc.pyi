@@ -40,16 +40,16 @@ class TrainingServiceStub:
     CreateJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CreateJobRequest, _training_service_pb2.CreateJobResponse]
     """Queues a job.
 
-    Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns; ALREADY_EXISTS if the
-    `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
+    Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns;
+    ALREADY_EXISTS if the `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.GetJobRequest, _training_service_pb2.GetJobResponse]
     """Errors: NOT_FOUND."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListJobsRequest, _training_service_pb2.ListJobsResponse]
-    """Lists jobs, newest first."""
+    """Lists jobs, newest first. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.CancelJobRequest, _training_service_pb2.CancelJobResponse]
-    """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled, or
-    was cancelled, does nothing.
+    """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled,
+    or was cancelled, does nothing.
 
     Errors: NOT_FOUND; FAILED_PRECONDITION if the job is REGISTERING, SUCCEEDED or FAILED.
     """
@@ -72,16 +72,16 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     CreateJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CreateJobRequest, _training_service_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Queues a job.
 
-    Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns; ALREADY_EXISTS if the
-    `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
+    Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns;
+    ALREADY_EXISTS if the `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.GetJobRequest, _training_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Errors: NOT_FOUND."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListJobsRequest, _training_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists jobs, newest first."""
+    """Lists jobs, newest first. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.CancelJobRequest, _training_service_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled, or
-    was cancelled, does nothing.
+    """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled,
+    or was cancelled, does nothing.
 
     Errors: NOT_FOUND; FAILED_PRECONDITION if the job is REGISTERING, SUCCEEDED or FAILED.
     """
@@ -107,8 +107,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_training_service_pb2.CreateJobResponse, _abc.Awaitable[_training_service_pb2.CreateJobResponse]]:
         """Queues a job.
 
-        Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns; ALREADY_EXISTS if the
-        `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
+        Errors: NOT_FOUND if there is no such dataset; INVALID_ARGUMENT if the spec does not fit its columns;
+        ALREADY_EXISTS if the `request_id` came with another spec; RESOURCE_EXHAUSTED if 1,000 jobs are queued.
         """
 
     @_abc_1.abstractmethod
@@ -125,7 +125,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.ListJobsResponse, _abc.Awaitable[_training_service_pb2.ListJobsResponse]]:
-        """Lists jobs, newest first."""
+        """Lists jobs, newest first. A page may hold fewer than `page_size`: it is bounded in bytes, too."""
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -133,8 +133,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_service_pb2.CancelJobResponse, _abc.Awaitable[_training_service_pb2.CancelJobResponse]]:
-        """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled, or
-        was cancelled, does nothing.
+        """Asks a job to stop. Returns at once; watch the job to see it end. Cancelling a job that is already being cancelled,
+        or was cancelled, does nothing.
 
         Errors: NOT_FOUND; FAILED_PRECONDITION if the job is REGISTERING, SUCCEEDED or FAILED.
         """

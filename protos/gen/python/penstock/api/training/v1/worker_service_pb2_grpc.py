@@ -82,7 +82,7 @@ class WorkerServiceServicer:
     """
 
     def StartAttempt(self, request, context):
-        """Starts the attempt, and the lease's time.
+        """Tells a worker what to do: its first call. Like Heartbeat and RecordEvents, it prolongs the lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     StartAttempt: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.StartAttemptRequest, _worker_service_pb2.StartAttemptResponse]
-    """Starts the attempt, and the lease's time."""
+    """Tells a worker what to do: its first call. Like Heartbeat and RecordEvents, it prolongs the lease."""
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.HeartbeatRequest, _worker_service_pb2.HeartbeatResponse]
     """Prolongs the lease. Call it every third of `lease_duration`."""
     RecordEvents: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.RecordEventsRequest, _worker_service_pb2.RecordEventsResponse]
@@ -67,7 +67,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartAttempt: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.StartAttemptRequest, _worker_service_pb2.StartAttemptResponse]  # type: ignore[assignment]
-    """Starts the attempt, and the lease's time."""
+    """Tells a worker what to do: its first call. Like Heartbeat and RecordEvents, it prolongs the lease."""
     Heartbeat: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.HeartbeatRequest, _worker_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Prolongs the lease. Call it every third of `lease_duration`."""
     RecordEvents: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.RecordEventsRequest, _worker_service_pb2.RecordEventsResponse]  # type: ignore[assignment]
@@ -97,7 +97,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.StartAttemptRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.StartAttemptResponse, _abc.Awaitable[_worker_service_pb2.StartAttemptResponse]]:
-        """Starts the attempt, and the lease's time."""
+        """Tells a worker what to do: its first call. Like Heartbeat and RecordEvents, it prolongs the lease."""
 
     @_abc_1.abstractmethod
     def Heartbeat(

@@ -20,8 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Blob(_message.Message):
     """Immutable bytes, named by their content.
 
-    Two blobs with one digest are the same blob, whoever wrote them. A server never shows a blob
-    whose bytes do not have this digest and this size.
+    Two blobs with one digest are the same blob, whoever wrote them. Bytes become a blob only if they have this digest
+    and this size; whoever reads them whole is told if they have changed since.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

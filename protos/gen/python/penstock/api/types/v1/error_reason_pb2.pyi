@@ -24,8 +24,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT. A `google.rpc.BadRequest` in the details names every offending field by its path.
-    Correct the request; the same one fails again.
+    """INVALID_ARGUMENT. A `google.rpc.BadRequest` in the details names the offending fields by their paths: all of them,
+    or the first ones where there are too many for an error to carry. Correct the request; the same one fails again.
     """
     ERROR_REASON_RESOURCE_NOT_FOUND: _ErrorReason.ValueType  # 2
     """NOT_FOUND. The metadata `resource_type` and `resource_name` say what is missing."""
@@ -46,9 +46,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CORRUPTED: _ErrorReason.ValueType  # 10
     """DATA_LOSS. Stored bytes no longer have their digest. Restore them from a backup or write them again."""
     ERROR_REASON_WRONG_OFFSET: _ErrorReason.ValueType  # 11
-    """OUT_OF_RANGE. An upload does not go on where the server stands. Ask for the committed size and resume there."""
+    """OUT_OF_RANGE. An upload does not go on where the server stands: ask for the committed size and resume there. Or a
+    read begins after the end.
+    """
     ERROR_REASON_NOT_READY: _ErrorReason.ValueType  # 12
-    """UNAVAILABLE. Not now: starting, shutting down, or waiting for another service. Retry with back-off."""
+    """UNAVAILABLE. Not now: starting, shutting down, overloaded, or waiting for another service. Retry with back-off."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 13
     """DEADLINE_EXCEEDED. The caller's deadline passed before the work was done."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 14
@@ -59,16 +61,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
 
-    Every error of a Penstock service carries a `google.rpc.ErrorInfo` whose `domain` is `penstock` and whose
-    `reason` is the name of one of these values without its `ERROR_REASON_` prefix. The status message is for people
-    and may change; the reason does not. A program must treat a reason that it does not know like the
-    status code that comes with it.
+    Every error that a Penstock service raises carries a `google.rpc.ErrorInfo` whose `domain` is `penstock` and whose
+    `reason` is the name of one of these values without its `ERROR_REASON_` prefix. The status message is for people and
+    may change; the reason does not. A program must treat a reason that it does not know, or an error without one, like
+    the status code: gRPC itself refuses an unknown method, a message that is too large and a call too many, and gives no
+    reason.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT. A `google.rpc.BadRequest` in the details names every offending field by its path.
-Correct the request; the same one fails again.
+"""INVALID_ARGUMENT. A `google.rpc.BadRequest` in the details names the offending fields by their paths: all of them,
+or the first ones where there are too many for an error to carry. Correct the request; the same one fails again.
 """
 ERROR_REASON_RESOURCE_NOT_FOUND: ErrorReason.ValueType  # 2
 """NOT_FOUND. The metadata `resource_type` and `resource_name` say what is missing."""
@@ -89,9 +92,11 @@ ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 9
 ERROR_REASON_CORRUPTED: ErrorReason.ValueType  # 10
 """DATA_LOSS. Stored bytes no longer have their digest. Restore them from a backup or write them again."""
 ERROR_REASON_WRONG_OFFSET: ErrorReason.ValueType  # 11
-"""OUT_OF_RANGE. An upload does not go on where the server stands. Ask for the committed size and resume there."""
+"""OUT_OF_RANGE. An upload does not go on where the server stands: ask for the committed size and resume there. Or a
+read begins after the end.
+"""
 ERROR_REASON_NOT_READY: ErrorReason.ValueType  # 12
-"""UNAVAILABLE. Not now: starting, shutting down, or waiting for another service. Retry with back-off."""
+"""UNAVAILABLE. Not now: starting, shutting down, overloaded, or waiting for another service. Retry with back-off."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 13
 """DEADLINE_EXCEEDED. The caller's deadline passed before the work was done."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 14

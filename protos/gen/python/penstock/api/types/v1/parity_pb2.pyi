@@ -22,8 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class ParityReport(_message.Message):
     """How far a converted model's answers are from those of the model it was made from.
 
-    Made by the conversion's gate. A version has a report in which every case lies within its tolerance,
-    or has none because it was not converted here.
+    Made by the conversion's gate, which lets no model pass unless every case lies within the tolerance. The registry
+    keeps a report as it was given.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -86,7 +86,7 @@ class ParityCase(_message.Message):
     output: _builtins.str
     """The output that was compared."""
     rows: _builtins.str
-    """Where the rows came from: `random`, `sample`."""
+    """Where the rows came from: `random`, made for the comparison, or `sample`, rows of the user's."""
     batch_size: _builtins.int
     """How many rows the batch had."""
     max_absolute_error: _builtins.float
