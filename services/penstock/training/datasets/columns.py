@@ -23,7 +23,7 @@ from penstock.api.dataset.v1.dataset_service_pb2 import (
     ReadDatasetResponse,
     StringValues,
 )
-from penstock.rpc.errors import LimitExceededError
+from penstock.rpc.errors import InvalidFieldError
 from penstock.training.datasets.values import Value
 
 MAX_ROWS = 20_000_000
@@ -46,7 +46,7 @@ def write_columns(
 
     Spills to files in `folder`; in memory stand one batch and the order.
 
-    Raises `LimitExceededError` if there are more than `MAX_ROWS` rows, `OSError` if the disk is full.
+    Raises `InvalidFieldError` if there are more than `MAX_ROWS` rows, `OSError` if the disk is full.
     """
     with (
         tempfile.TemporaryFile(dir=folder) as integers,
@@ -58,7 +58,7 @@ def write_columns(
         for batch in batches:
             row_count += len(batch[0])
             if row_count > MAX_ROWS:
-                raise LimitExceededError(f"A dataset has at most {MAX_ROWS:,} rows; this one has more. Split it.")
+                raise InvalidFieldError.of("content", f"expected at most {MAX_ROWS:,} rows; got more. Split it")
             _write_numbers(integers, _of_type(batch, columns, ColumnType.COLUMN_TYPE_INT64), np.int64)
             _write_numbers(floats, _of_type(batch, columns, ColumnType.COLUMN_TYPE_FLOAT64), np.float64)
             _write_texts(spans, text, _of_type(batch, columns, ColumnType.COLUMN_TYPE_STRING))

@@ -27,6 +27,7 @@ from penstock.rpc.validation import validating
 from penstock.storage.artifacts import receive
 from penstock.storage.blobs import CHUNK_BYTES, BlobRef, BlobStore
 from penstock.storage.database import Database
+from penstock.storage.paging import read_page
 from penstock.training.datasets.columns import ColumnFile, write_columns
 from penstock.training.datasets.parse import MAX_LINE_BYTES, read_batches, read_schema
 from penstock.training.datasets.split import DEFAULT_RECIPE, row_order, split_counts, split_range
@@ -57,10 +58,9 @@ class DatasetStore:
         """Takes the rest of an upload, parses it and creates the dataset.
 
         Raises:
-            InvalidFieldError: a row does not parse, or the digest differs; the upload is discarded.
+            InvalidFieldError: a row does not parse, there are too many, or the digest differs; the upload is discarded.
             ExistsError: the name stands for another dataset.
             WrongOffsetError, ConflictError, StorageFullError: as `BlobStore.upload`.
-            LimitExceededError: there are too many rows.
         """
         if existing := await self._same(dataset):
             return existing
@@ -81,11 +81,13 @@ class DatasetStore:
         """Raises `NotFoundError`."""
         return Dataset.FromString((await self._row(name)).message)
 
-    async def page(self, after: str, limit: int) -> list[Dataset]:
-        """Datasets by name, those after the name `after`."""
-        query = select(DatasetRow.message).where(DatasetRow.name > after).order_by(DatasetRow.name).limit(limit)
+    async def page(self, after: str, size: int) -> tuple[list[Dataset], str]:
+        """A page of datasets by name, those after the name `after`, and the token of the next one."""
+        query = select(DatasetRow).where(DatasetRow.name > after).order_by(DatasetRow.name)
         async with self._database.snapshot() as session:
-            return [Dataset.FromString(message) for message in await session.scalars(query)]
+            return await read_page(
+                session, query, size, lambda row: Dataset.FromString(row.message), lambda row: row.name
+            )
 
     async def delete(self, name: str) -> None:
         """Raises `NotFoundError`, or `InUseError` while a job that has not ended uses the dataset."""
@@ -116,6 +118,8 @@ class DatasetStore:
                 violations.require(
                     column in known, f"columns[{index}]", f"expected a column of the dataset; got {column[:80]!r}"
                 )
+            # A column many times over would make a message of any size out of one row.
+            violations.require(len(set(columns)) == len(columns), "columns", "expected each column once")
         names = columns or [column.name for column in dataset.columns]
         rows = split_range(split, dataset.split_counts)[first_row:]
         async with self._columns(row, dataset) as file:
@@ -159,11 +163,11 @@ class DatasetStore:
     async def _settle(self, dataset: Dataset) -> Dataset:
         """Parses an upload that is complete, and makes the dataset visible."""
         async with self._turn:
-            if existing := await self._same(dataset):
-                return existing
             try:
+                if existing := await self._same(dataset):
+                    return existing
                 created, columns = await self._parsed(dataset)
-            except InvalidFieldError:
+            except (InvalidFieldError, ExistsError):
                 await self._discard_unused(dataset.content.digest)
                 raise
             async with self._database.transaction() as session:

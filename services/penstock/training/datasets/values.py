@@ -11,7 +11,8 @@ from penstock.api.dataset.v1.dataset_pb2 import ColumnType, DatasetFormat
 Value = int | float | str
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# No two parts can share the same digits: on a long line of them the search would take minutes.
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # How other tools write that a number is missing or not finite. Such a value does not make text of a column of numbers.
 _NOT_A_NUMBER = re.compile(r"\s*|[+-]?(?:nan|inf|infinity)|na|n/a|null|none", re.IGNORECASE)
 

@@ -1,6 +1,8 @@
 """What the servicers ask of jobs: the store, the state machine, the scheduler and the registrar together."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from penstock.api.dataset.v1.dataset_pb2 import Dataset
 from penstock.api.training.v1.job_pb2 import Job, JobError, JobEvent, JobSpec, MlpTask
@@ -22,6 +24,8 @@ from penstock.training.jobs.spec import check_classes, check_columns
 from penstock.training.jobs.store import JobStore
 
 _WATCH_EVENTS = 500
+
+Result = TypeVar("Result")
 
 
 class Jobs:
@@ -71,7 +75,7 @@ class Jobs:
         with self._bell.listening(job_id) as changed:
             while True:
                 changed.clear()
-                events, ended = await self._store.events(job_id, after_cursor, _WATCH_EVENTS)
+                events, ended = await _undisturbed(self._store.events(job_id, after_cursor, _WATCH_EVENTS))
                 for event in events:
                     yield event
                     after_cursor = event.cursor
@@ -112,3 +116,17 @@ class Jobs:
         if spec.mlp.task != MlpTask.MLP_TASK_CLASSIFICATION:
             return 0
         return await self._datasets.count_classes(dataset.name, spec.mlp.label_column, MAX_CLASSES)
+
+
+async def _undisturbed(read: Coroutine[Any, Any, Result]) -> Result:
+    """Reads to the end even if the watcher leaves meanwhile.
+
+    A watcher who leaves while the server stops is cancelled twice, and aiosqlite never ends a connection whose closing
+    was cancelled too.
+    """
+    task = asyncio.create_task(read)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

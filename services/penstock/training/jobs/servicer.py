@@ -11,8 +11,9 @@ from penstock.api.training.v1 import worker_service_pb2 as worker_pb
 from penstock.api.training.v1 import worker_service_pb2_grpc as worker_rpc
 from penstock.api.training.v1.job_pb2 import JobErrorKind, JobEvent, JobState, Phase
 from penstock.rpc.server import Service
-from penstock.rpc.validation import Violations, decode_page_token, encode_page_token, page_size, validating
+from penstock.rpc.validation import Violations, page_size, validating
 from penstock.storage.artifacts import checked_blob
+from penstock.storage.paging import number_token
 from penstock.training.families.mlp_spec import MAX_CLASSES
 from penstock.training.jobs.process import MAX_LINE_BYTES
 from penstock.training.jobs.service import Jobs
@@ -55,19 +56,15 @@ class TrainingServicer(rpc.TrainingServiceServicer):
     async def ListJobs(self, request: pb.ListJobsRequest, context: object) -> pb.ListJobsResponse:
         with validating() as violations:
             size = page_size(violations, request.page_size)
-            before = _page_start(violations, request.page_token)
+            before = number_token(violations, request.page_token)
             for index, state in enumerate(request.filter.states):
                 violations.require(
                     state != JobState.JOB_STATE_UNSPECIFIED and state in JobState.values(),
                     f"filter.states[{index}]",
                     f"expected a state of a job; got {state}",
                 )
-        found = await self._store.page(request.filter, before, size + 1)
-        more = len(found) > size
-        return pb.ListJobsResponse(
-            jobs=[job for _, job in found[:size]],
-            next_page_token=encode_page_token(str(found[size - 1][0])) if more else "",
-        )
+        jobs, token = await self._store.page(request.filter, before, size)
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: object) -> pb.CancelJobResponse:
         _require_job_id(request.job_id)
@@ -165,17 +162,6 @@ class WorkerServicer(worker_rpc.WorkerServiceServicer):
 def _require_job_id(job_id: str) -> None:
     with validating() as violations:
         violations.require(bool(job_id), "job_id", "expected the id of a job; got nothing")
-
-
-def _page_start(violations: Violations, token: str) -> int | None:
-    """The number that the page's jobs are under; None for the first page."""
-    text = decode_page_token(violations, token)
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        violations.add("page_token", "expected the next_page_token of an earlier answer")
-        return None
-    return int(text)
 
 
 def _check_event(violations: Violations, field: str, event: JobEvent) -> None:

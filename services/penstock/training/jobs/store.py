@@ -14,6 +14,7 @@ from penstock.api.training.v1.training_service_pb2 import JobFilter
 from penstock.rpc.errors import ExistsError, LimitExceededError, NotFoundError
 from penstock.storage.blobs import BlobStore
 from penstock.storage.database import Database
+from penstock.storage.paging import read_page
 from penstock.training.jobs.bell import Bell
 from penstock.training.jobs.change import JobChange, now
 from penstock.training.tables import FINAL_STATES, DatasetRow, EventRow, JobRow
@@ -63,19 +64,19 @@ class JobStore:
             row = await _row(session, job_id)
         return Job.FromString(row.message), row
 
-    async def page(self, job_filter: JobFilter, before: int | None, limit: int) -> list[tuple[int, Job]]:
-        """Jobs with their numbers, newest first, those with a number under `before`."""
-        query = select(JobRow.number, JobRow.message).order_by(JobRow.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(JobRow.number < before)
+    async def page(self, job_filter: JobFilter, before: int, size: int) -> tuple[list[Job], str]:
+        """A page of jobs, newest first, those with a number under `before`, and the token of the next one."""
+        query = select(JobRow).where(JobRow.number < before).order_by(JobRow.number.desc())
         if job_filter.states:
-            query = query.where(JobRow.state.in_(list(job_filter.states)))
+            query = query.where(JobRow.state.in_(set(job_filter.states)))
         if job_filter.dataset:
             query = query.where(JobRow.dataset == job_filter.dataset)
         if job_filter.model:
             query = query.where(JobRow.model == job_filter.model)
         async with self._database.snapshot() as session:
-            return [(number, Job.FromString(message)) for number, message in await session.execute(query)]
+            return await read_page(
+                session, query, size, lambda row: Job.FromString(row.message), lambda row: row.number
+            )
 
     async def events(self, job_id: str, after_cursor: int, limit: int) -> tuple[list[JobEvent], bool]:
         """The next events after a cursor, and whether the job has ended with no more than these to come."""
