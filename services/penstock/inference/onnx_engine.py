@@ -48,7 +48,8 @@ class OnnxEngine:
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise WrongStateError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot open model.onnx: {_brief(error)}"
+                f"ONNX Runtime {onnxruntime.__version__} cannot open model.onnx: "
+                f"{_brief(error).replace(str(model), model.name)}"
             ) from error
         problems = [
             *_differences("input", session.get_inputs(), signature.inputs.values()),
