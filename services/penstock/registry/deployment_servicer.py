@@ -7,10 +7,10 @@ from penstock.api.registry.v1 import deployment_service_pb2_grpc as rpc
 from penstock.registry import checks, deployments, tables
 from penstock.registry.desired import DesiredState
 from penstock.registry.lookups import find_deployment
-from penstock.registry.paging import name_token, read_page
 from penstock.registry.store import Store
 from penstock.rpc.server import Service
 from penstock.rpc.validation import page_size, validating
+from penstock.storage.paging import name_token, read_page
 
 
 class DeploymentServicer(rpc.DeploymentServiceServicer):

@@ -4,11 +4,11 @@ from penstock.api.registry.v1 import registry_service_pb2 as pb
 from penstock.api.registry.v1 import registry_service_pb2_grpc as rpc
 from penstock.registry import aliases, checks, models, tables, versions
 from penstock.registry.lookups import find_alias, find_model, find_version
-from penstock.registry.paging import name_token, number_token, read_page
 from penstock.registry.store import Store
 from penstock.rpc.server import Service
 from penstock.rpc.validation import page_size, validating
 from penstock.storage.blobs import BlobStore
+from penstock.storage.paging import name_token, number_token, read_page
 
 
 class RegistryServicer(rpc.RegistryServiceServicer):
