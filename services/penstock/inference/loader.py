@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,10 +19,9 @@ from penstock.inference.onnx_engine import OnnxEngine
 from penstock.inference.signature import BATCH, Signature, Tensor
 from penstock.inference.tensors import BYTES, Array
 from penstock.rpc.errors import InvalidFieldError, NotReadyError, PenstockError, WrongStateError
+from penstock.rpc.validation import validating
 
 MODEL = "model.onnx"
-
-_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 # Sizes to try for dynamic axes other than the rows: a convolution may need more than one step.
 _WARM_UP_SIZES = (1, 16, 256)
@@ -72,10 +70,9 @@ class OnnxLoader:
 
     async def _fetch(self, version: Version) -> Mapping[str, Path]:
         """The files that serving needs: the model and its external data, not what it was converted from."""
-        for name in version.files:
-            if not _FILE_NAME.fullmatch(name):
-                expected = "expected 1 to 200 letters, digits, '-', '_' and '.', the first not '.'"
-                raise InvalidFieldError.of("version.files", f"{expected}; got {name[:80]!r}")
+        with validating() as violations:
+            for name in version.files:
+                violations.file_name("version.files", name)
         if MODEL not in version.files:
             raise InvalidFieldError.of("version.files", f"expected {MODEL!r} among them; got {sorted(version.files)}")
         model = await self._cache.fetch(MODEL, version.files[MODEL])

@@ -24,7 +24,6 @@ MAX_LABELS = 10_000
 MAX_TARGETS = 10
 WHOLE = 100
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -83,9 +82,7 @@ def _check_files(violations: Violations, field: str, version: Version) -> None:
     violations.require(GRAPH in version.files, field, f"expected {GRAPH!r} among the files")
     for name, blob in sorted(version.files.items())[:MAX_FILES]:
         path = f'{field}["{name[:80]}"]'
-        if not _FILE_NAME.fullmatch(name):
-            expected = "expected a name of 1 to 200 letters, digits, '-', '_' and '.' that does not begin with '.'"
-            violations.add(path, f"{expected}; got {name[:80]!r}")
+        violations.file_name(path, name)
         violations.require(name != MANIFEST, path, "the server writes the manifest; leave it out")
         checked_blob(violations, path, blob)
 

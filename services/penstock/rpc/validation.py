@@ -10,6 +10,7 @@ from penstock.rpc.errors import InvalidFieldError, Violation
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 MAX_TEXT = 1000
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
@@ -41,6 +42,11 @@ class Violations:
     def digest(self, field: str, value: str) -> None:
         fits = DIGEST.fullmatch(value) is not None
         self.require(fits, field, f"expected 'sha256:' and 64 lower-case hexadecimal digits; got {value[:80]!r}")
+
+    def file_name(self, field: str, value: str) -> None:
+        """The name of a bundle's file: one that is no path and hides nothing."""
+        expected = "expected a name of 1 to 200 letters, digits, '-', '_' and '.' that does not begin with '.'"
+        self.require(FILE_NAME.fullmatch(value) is not None, field, f"{expected}; got {value[:80]!r}")
 
     def text(self, field: str, value: str) -> None:
         self.require(len(value) <= MAX_TEXT, field, f"expected at most {MAX_TEXT} characters; got {len(value)}")
