@@ -54,7 +54,7 @@ class ServedVersion:
     @property
     def message(self) -> str:
         """Why it is FAILED; else empty."""
-        return self._failure.message if self._failure else ""
+        return self._failure.message if self._failure and self.state is State.FAILED else ""
 
     @property
     def signature(self) -> Signature:

@@ -87,13 +87,13 @@ def identity(datatype: str, axes: Axes) -> Bundle:
     )
 
 
-def pair() -> Bundle:
-    """`sum` = `left` + `right`, both [batch, sequence]."""
+def pair(op: str = "Add") -> Bundle:
+    """`result` = `left` op `right`, both [batch, sequence]."""
     axes: Axes = ["batch", "sequence"]
     return bundle_of(
-        [helper.make_node("Add", ["left", "right"], ["sum"])],
+        [helper.make_node(op, ["left", "right"], ["result"])],
         [value("left", "INT32", axes), value("right", "INT32", axes)],
-        [value("sum", "INT32", axes)],
+        [value("result", "INT32", axes)],
     )
 
 

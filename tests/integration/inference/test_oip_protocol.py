@@ -27,6 +27,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Infe
     bundles = {
         "scale": graphs.scale(2),
         "pair": graphs.pair(),
+        "difference": graphs.pair("Sub"),
         "lookup": graphs.lookup(),
         "words": graphs.identity("BYTES", ["batch", 2]),
         "scalar": graphs.identity("FP64", []),
@@ -100,6 +101,13 @@ async def test_typed_contents_are_answered_raw(
     request = pb.ModelInferRequest(model_name=f"same-{datatype.lower()}")
     request.inputs.add(name="given", datatype=datatype, shape=[1, 3], contents=pb.InferTensorContents(**contents))
     assert (await oip.ModelInfer(request)).raw_output_contents[0] == expected.tobytes()
+
+
+async def test_inputs_come_in_any_order(oip: GRPCInferenceServiceStub) -> None:
+    left, right = np.array([[1, 2, 3]], np.int32), np.array([[10, 20, 30]], np.int32)
+    for inputs in ({"left": left, "right": right}, {"right": right, "left": left}):
+        request = infer_request("difference", inputs)
+        assert (await oip.ModelInfer(request)).raw_output_contents[0] == (left - right).tobytes()
 
 
 async def test_strings_travel_typed_and_raw(oip: GRPCInferenceServiceStub) -> None:
@@ -371,6 +379,17 @@ async def test_an_unknown_model_or_version_is_not_found(
             await call
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert not (await oip.ModelReady(pb.ModelReadyRequest(name=model, version=version))).ready
+
+
+@pytest.mark.parametrize("version", ["latest", "0", "-1", "1.0"])
+async def test_a_version_that_is_no_number_is_refused_whoever_asks(oip: GRPCInferenceServiceStub, version: str) -> None:
+    for call in (
+        oip.ModelReady(pb.ModelReadyRequest(name="scale", version=version)),
+        oip.ModelMetadata(pb.ModelMetadataRequest(name="scale", version=version)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="expected a version's number") as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_bf16_is_unimplemented_and_disturbs_nothing(server: Inference) -> None:

@@ -141,6 +141,19 @@ async def test_a_dropped_version_finishes_its_requests_first() -> None:
         assert loader.engines[1].closed
 
 
+async def test_a_version_says_why_it_failed_for_as_long_as_it_is_failed() -> None:
+    async with repository() as (made, loader):
+        made.apply(desired(1, (version(1), 100), (version(2), 0)))
+        await asyncio.sleep(0)
+        loader.fail(1, "Broken.")
+        await until(made, 1, State.FAILED)
+        (first, second) = made.versions()
+        assert (first.message, second.message) == ("Broken.", "")
+        made.apply(WatchResponse(revision=2))
+        await until(made, 1, None)
+        assert (first.state, first.message) == (State.DRAINING, "")
+
+
 async def test_a_version_that_drains_can_be_wanted_again() -> None:
     async with repository() as (made, loader):
         made.apply(desired(1, (version(1), 100)))

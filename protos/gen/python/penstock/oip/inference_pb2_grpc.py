@@ -123,8 +123,8 @@ class GRPCInferenceServiceServicer:
         """Runs a model once.
 
         Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
-        if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
-        if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
+        if the caller's deadline or the parameter `timeout` passed (a request that still waits is then never run);
+        UNAVAILABLE if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

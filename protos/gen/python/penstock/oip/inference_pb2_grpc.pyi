@@ -56,8 +56,8 @@ class GRPCInferenceServiceStub:
     """Runs a model once.
 
     Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
-    if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
-    if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
+    if the caller's deadline or the parameter `timeout` passed (a request that still waits is then never run);
+    UNAVAILABLE if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
     """
     RepositoryIndex: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RepositoryIndexRequest, _inference_pb2.RepositoryIndexResponse]
     """Lists the versions that the server knows, ready or not."""
@@ -86,8 +86,8 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """Runs a model once.
 
     Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
-    if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
-    if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
+    if the caller's deadline or the parameter `timeout` passed (a request that still waits is then never run);
+    UNAVAILABLE if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
     """
     RepositoryIndex: _aio.UnaryUnaryMultiCallable[_inference_pb2.RepositoryIndexRequest, _inference_pb2.RepositoryIndexResponse]  # type: ignore[assignment]
     """Lists the versions that the server knows, ready or not."""
@@ -149,8 +149,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs a model once.
 
         Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
-        if the caller's deadline or the parameter `timeout` passed in the queue (the model then did not run); UNAVAILABLE
-        if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
+        if the caller's deadline or the parameter `timeout` passed (a request that still waits is then never run);
+        UNAVAILABLE if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
         """
 
     @_abc_1.abstractmethod
