@@ -74,7 +74,7 @@ class Family(Protocol):
         """Trains to the end. Raises `DivergedError`, or what the observer raises."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """The finished model on the test split, by metric; empty if that has no rows."""
+        """The finished model on the test split, by metric; empty if that has no rows. Raises `DivergedError`."""
 
     def export(self, folder: Path) -> Export:
         """Writes the finished model into a folder."""

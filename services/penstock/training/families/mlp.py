@@ -1,5 +1,6 @@
 """The multilayer perceptron of the contract: its data, its scaling, and what becomes of it. Keras is in `keras_mlp`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from penstock.api.dataset.v1.dataset_pb2 import Dataset, Split
 from penstock.api.training.v1.job_pb2 import JobSpec, MlpTask
-from penstock.training.families.interface import Column, Export, Observer, SpecError, Splits
+from penstock.training.families.interface import Column, DivergedError, Export, Observer, SpecError, Splits
 from penstock.training.families.mlp_spec import feature_columns
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ _SPLITS = {
     Split.SPLIT_TEST: "test",
 }
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+# Folding divides weights by the deviation; under this one they could pass the end of FP32.
+_LEAST_DEVIATION = 1e-30
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Scaling:
     def over(cls, features: NDArray[np.float32]) -> "Scaling":
         """The one that gives mean 0 and variance 1 over some rows; a constant feature is only shifted."""
         deviation = features.std(axis=0, dtype=np.float64)
-        return cls(features.mean(axis=0, dtype=np.float64), np.where(deviation > 0, deviation, 1.0))
+        return cls(features.mean(axis=0, dtype=np.float64), np.where(deviation > _LEAST_DEVIATION, deviation, 1.0))
 
     def apply(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         return ((features - self.mean) / self.deviation).astype(np.float32)
@@ -117,7 +120,12 @@ class Mlp:
 
     def evaluate(self) -> Mapping[str, float]:
         test = self._rows[Split.SPLIT_TEST]
-        return self._built().measure(self._finished, test) if len(test) else {}
+        if not len(test):
+            return {}
+        measured = self._built().measure(self._finished, test)
+        if not all(map(math.isfinite, measured.values())):
+            raise DivergedError(f"The loss on the test split is {measured['loss']}. Look for rows far from the others.")
+        return measured
 
     def export(self, folder: Path) -> Export:
         source = folder / "model.keras"

@@ -57,13 +57,12 @@ class Session:
         """Ends the attempt, with a result or without. Raises `LeaseLostError`."""
         try:
             completion = await self._train(start)
+            await self._reporter.settle()
+            await self._link.call(self._link.stub.CompleteAttempt, completion)
         except LeaseLostError:
             raise
         except Exception as error:  # whatever happens, the job must hear of it
             await self._fail(error)
-        else:
-            await self._reporter.settle()
-            await self._link.call(self._link.stub.CompleteAttempt, completion)
 
     async def _train(self, start: pb.StartAttemptResponse) -> pb.CompleteAttemptRequest:
         spec = start.spec
