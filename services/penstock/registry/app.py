@@ -4,17 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from obstore.exceptions import BaseError
-
 from penstock.registry.deployment_servicer import DeploymentServicer
 from penstock.registry.desired import DesiredState
 from penstock.registry.registry_servicer import RegistryServicer
 from penstock.registry.settings import RegistrySettings
 from penstock.registry.store import Store
-from penstock.rpc.errors import StartupError
 from penstock.rpc.server import Application
 from penstock.storage.artifacts import ArtifactServicer
-from penstock.storage.blobs import BlobStore
+from penstock.storage.blobs import open_blobs
 from penstock.storage.database import opened_database, sqlite_url
 from penstock.storage.home import locked_home
 
@@ -28,7 +25,7 @@ async def application(settings: RegistrySettings) -> AsyncIterator[Application]:
     Raises `StartupError` if one of them cannot be had.
     """
     with locked_home(settings.service_home) as home:
-        blobs = _open_blobs(home, settings.blob_url)
+        blobs = open_blobs(home, settings.blob_url)
         url = settings.database_url.get_secret_value() if settings.database_url else sqlite_url(home / "registry.db")
         async with opened_database(url, MIGRATIONS) as database:
             desired = DesiredState(database)
@@ -36,10 +33,3 @@ async def application(settings: RegistrySettings) -> AsyncIterator[Application]:
             servicers = (RegistryServicer(store, blobs), DeploymentServicer(store, desired), ArtifactServicer(blobs))
             async with desired.polling():
                 yield Application([servicer.service() for servicer in servicers], desired.drain)
-
-
-def _open_blobs(home: Path, url: str | None) -> BlobStore:
-    try:
-        return BlobStore(home, url)
-    except (BaseError, ValueError) as error:
-        raise StartupError(f"Cannot open the blob store at blob_url {url!r}: {error}. Correct the URL.") from error

@@ -27,6 +27,7 @@ from penstock.rpc.errors import (
     CorruptedError,
     InvalidFieldError,
     NotFoundError,
+    StartupError,
     StorageFullError,
     WrongOffsetError,
 )
@@ -162,10 +163,6 @@ class BlobStore:
             )
         self._corrupted.discard(digest)
 
-    async def read_whole(self, digest: str) -> bytes:
-        """All bytes of a blob that is known to be small, checked. Raises as `read` does."""
-        return b"".join([chunk async for chunk in self.read(digest)])
-
     async def delete(self, digest: str) -> None:
         """Removes a blob; that it is not there is no error."""
         try:
@@ -228,6 +225,14 @@ class BlobStore:
             if time.time() - staged.stat().st_mtime > ABANDONED_AFTER_S:
                 staged.unlink()
                 _log.info("abandoned upload discarded", upload=staged.name)
+
+
+def open_blobs(folder: Path, url: str | None) -> BlobStore:
+    """A server's store. Raises `StartupError` if there can be none at `url`."""
+    try:
+        return BlobStore(folder, url)
+    except (BaseError, ValueError) as error:
+        raise StartupError(f"Cannot open the blob store at blob_url {url!r}: {error}. Correct the URL.") from error
 
 
 class Upload:

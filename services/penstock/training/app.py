@@ -5,12 +5,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
-from obstore.exceptions import BaseError
 
-from penstock.rpc.errors import StartupError
 from penstock.rpc.server import Application
 from penstock.storage.artifacts import ArtifactServicer
-from penstock.storage.blobs import BlobStore
+from penstock.storage.blobs import open_blobs
 from penstock.storage.database import opened_database, sqlite_url
 from penstock.storage.home import locked_home
 from penstock.training.datasets.servicer import DatasetServicer
@@ -35,7 +33,9 @@ async def application(settings: TrainingSettings) -> AsyncIterator[Application]:
     """
     async with AsyncExitStack() as stack:
         home = stack.enter_context(locked_home(settings.service_home))
-        uploads, checkpoints = (_open_blobs(home, settings.blob_url, name) for name in ("datasets", "checkpoints"))
+        uploads, checkpoints = (
+            open_blobs(home / name, _below(settings.blob_url, name)) for name in ("datasets", "checkpoints")
+        )
         url = settings.database_url.get_secret_value() if settings.database_url else sqlite_url(home / "training.db")
         database = await stack.enter_async_context(opened_database(url, MIGRATIONS))
         registry = await stack.enter_async_context(grpc.aio.insecure_channel(settings.registry))
@@ -68,8 +68,5 @@ async def application(settings: TrainingSettings) -> AsyncIterator[Application]:
         yield Application([servicer.service() for servicer in servicers], drain)
 
 
-def _open_blobs(home: Path, url: str | None, name: str) -> BlobStore:
-    try:
-        return BlobStore(home / name, f"{url.rstrip('/')}/{name}" if url else None)
-    except (BaseError, ValueError) as error:
-        raise StartupError(f"Cannot open the blob store at blob_url {url!r}: {error}. Correct the URL.") from error
+def _below(url: str | None, name: str) -> str | None:
+    return f"{url.rstrip('/')}/{name}" if url else None

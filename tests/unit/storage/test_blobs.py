@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.unit.storage.reading import whole
 
 from penstock.rpc import errors
 from penstock.storage import blobs as module
@@ -63,7 +64,7 @@ async def test_any_chunking_and_any_resuming_give_the_same_blob(tmp_path: Path, 
                 sent += len(chunk)
             assert await upload.finish() == (sent == len(data))
         assert await store.size(ref.digest) == (sent if sent == len(data) else None)
-    assert await BlobStore(tmp_path).read_whole(ref.digest) == data
+    assert await whole(BlobStore(tmp_path), ref.digest) == data
 
 
 async def test_a_cut_stream_is_resumed_where_it_stood(store: BlobStore, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ async def test_a_cut_stream_is_resumed_where_it_stood(store: BlobStore, tmp_path
     again = BlobStore(tmp_path)
     assert await again.committed(REF.digest) == 1000
     assert await send(again, REF, 1000, DATA[1000:])
-    assert await again.read_whole(REF.digest) == DATA
+    assert await whole(again, REF.digest) == DATA
     assert await again.committed(REF.digest) == len(DATA)
     assert list((tmp_path / "uploads").iterdir()) == []
 
@@ -110,7 +111,7 @@ async def test_a_staged_file_longer_than_the_blob_is_begun_again(store: BlobStor
     with pytest.raises(errors.WrongOffsetError, match="Resume at 0"):
         await send(store, REF, len(DATA) + 5, b"")
     assert await send(store, REF, 0, DATA)
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
 
 
 async def test_one_stream_at_a_time_writes_a_blob(store: BlobStore) -> None:
@@ -120,7 +121,7 @@ async def test_one_stream_at_a_time_writes_a_blob(store: BlobStore) -> None:
             await send(store, REF, 10, DATA[10:])
         await upload.append(DATA[10:])
         assert await upload.finish()
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
 
 
 async def test_a_visible_blob_is_complete_at_once(store: BlobStore) -> None:
@@ -134,7 +135,7 @@ async def test_a_visible_blob_is_not_taken_for_one_of_another_size(store: BlobSt
     await store.write(DATA)
     with pytest.raises(errors.InvalidFieldError, match=f"has {len(DATA)} bytes, not {size}"):
         await send(store, BlobRef(REF.digest, size), len(DATA), b"")
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
 
 
 async def test_bytes_at_hand_are_stored_beside_a_stream_of_the_same(store: BlobStore, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ async def test_bytes_at_hand_are_stored_beside_a_stream_of_the_same(store: BlobS
         await upload.append(b"not what was announced")
         results = await asyncio.gather(*(store.write(DATA) for _ in range(8)))
     assert results == [REF] * 8
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
     assert [path.name for path in (tmp_path / "uploads").iterdir()] == [store.staged_path(REF.digest).name]
 
 
@@ -155,11 +156,11 @@ async def test_a_corrupted_blob_is_found_and_can_be_written_again(
     file.write_bytes({"flip": b"!" + DATA[1:], "truncate": DATA[:-1], "empty": b"", "extend": DATA + b"!"}[damage])
     for _ in range(2):
         with pytest.raises(errors.CorruptedError, match=REF.digest):
-            await store.read_whole(REF.digest)
+            await whole(store, REF.digest)
     assert await store.size(REF.digest) is None
     assert await store.committed(REF.digest) == 0
     assert await send(store, REF, 0, DATA)
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
     assert await store.size(REF.digest) == len(DATA)
 
 
@@ -167,22 +168,22 @@ async def test_a_truncated_blob_nobody_has_read_yet_can_be_written_again(store: 
     await store.write(DATA)
     visible_file(tmp_path).write_bytes(DATA[:-1])
     assert await send(store, REF, 0, DATA)
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
 
 
 async def test_a_restored_blob_is_visible_again(store: BlobStore, tmp_path: Path) -> None:
     await store.write(DATA)
     visible_file(tmp_path).write_bytes(b"!")
     with pytest.raises(errors.CorruptedError):
-        await store.read_whole(REF.digest)
+        await whole(store, REF.digest)
     visible_file(tmp_path).write_bytes(DATA)
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
     assert await store.size(REF.digest) == len(DATA)
 
 
 async def test_reading_what_is_not_there(store: BlobStore) -> None:
     with pytest.raises(errors.NotFoundError, match=REF.digest):
-        await store.read_whole(REF.digest)
+        await whole(store, REF.digest)
     await store.write(DATA)
     with pytest.raises(errors.WrongOffsetError, match=f"has {len(DATA)} bytes"):
         await anext(store.read(REF.digest, len(DATA) + 1))
@@ -190,7 +191,7 @@ async def test_reading_what_is_not_there(store: BlobStore) -> None:
     await store.delete(REF.digest)
     await store.delete(REF.digest)
     with pytest.raises(errors.NotFoundError):
-        await store.read_whole(REF.digest)
+        await whole(store, REF.digest)
 
 
 async def test_a_blob_removed_while_it_is_read(
@@ -214,7 +215,7 @@ async def test_a_blob_removed_while_it_is_read(
 
     monkeypatch.setattr(BlobStore, "_stored_size", removed_after_it_was_looked_up)
     with pytest.raises(errors.NotFoundError, match=ref.digest):
-        await store.read_whole(ref.digest)
+        await whole(store, ref.digest)
 
 
 async def test_a_cancelled_write_ends_before_its_file_is_closed(
@@ -275,9 +276,9 @@ def remote(tmp_path: Path) -> BlobStore:
 async def test_a_store_at_a_url_keeps_only_uploads_in_the_folder(remote: BlobStore, tmp_path: Path) -> None:
     await send(remote, REF, 0, DATA[:10], finish=False)
     assert await send(remote, REF, 10, DATA[10:])
-    assert await remote.read_whole(REF.digest) == DATA
+    assert await whole(remote, REF.digest) == DATA
     other = await remote.write(b"other")
-    assert await remote.read_whole(other.digest) == b"other"
+    assert await whole(remote, other.digest) == b"other"
     assert [path.name for path in tmp_path.rglob("*")] == ["uploads"]
     await remote.delete(REF.digest)
     await remote.delete(REF.digest)

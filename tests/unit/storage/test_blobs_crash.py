@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.storage.reading import whole
 
 from penstock.rpc.errors import StorageFullError
 from penstock.storage.blobs import BlobRef, BlobStore, digest_of
@@ -38,7 +39,7 @@ async def main():
             await store.write(data)
     except StorageFullError as error:
         print(await store.committed(ref.digest), await store.size(ref.digest), error)
-    assert await store.read_whole(digest_of(b"small")) == b"small"
+    assert [chunk async for chunk in store.read(digest_of(b"small"))] == [b"small"]
 
 asyncio.run(main())
 """
@@ -86,7 +87,7 @@ async def test_a_full_disk_keeps_what_was_committed(how: str, kept: int, tmp_pat
     async with store.upload(REF, kept) as upload:
         await upload.append(DATA[kept:])
         assert await upload.finish()
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
@@ -109,7 +110,7 @@ async def test_a_disk_that_fills_while_publishing_keeps_the_staged_bytes(
     assert await store.committed(REF.digest) == len(DATA)
     async with store.upload(REF, len(DATA)) as upload:
         assert await upload.finish()
-    assert await store.read_whole(REF.digest) == DATA
+    assert await whole(store, REF.digest) == DATA
 
 
 async def test_a_killed_writer_loses_no_committed_byte_and_shows_no_part(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ async def test_a_killed_writer_loses_no_committed_byte_and_shows_no_part(tmp_pat
         assert await store.size(REF.digest) is None
         assert store.staged_path(REF.digest).read_bytes() == DATA[:committed]
     assert (await output(WRITER, str(tmp_path))).endswith("done\n")
-    assert await BlobStore(tmp_path).read_whole(REF.digest) == DATA
+    assert await whole(BlobStore(tmp_path), REF.digest) == DATA
 
 
 async def test_a_crash_between_publishing_and_forgetting_the_staged_bytes_is_harmless(tmp_path: Path) -> None:
@@ -140,4 +141,4 @@ async def test_a_crash_between_publishing_and_forgetting_the_staged_bytes_is_har
     assert await again.committed(REF.digest) == len(DATA)
     async with again.upload(REF, len(DATA)) as upload:
         assert await upload.finish()
-    assert await again.read_whole(REF.digest) == DATA
+    assert await whole(again, REF.digest) == DATA

@@ -1,13 +1,11 @@
 """`penstock models`."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from penstock.api.registry.v1.model_pb2 import Version
-from penstock.api.types.v1.signature_pb2 import Dimension, Signature, TensorSpec
+from penstock.api.types.v1.signature_pb2 import TensorSpec
 from penstock.cli.output import (
     connected,
     json_option,
@@ -21,10 +19,6 @@ from penstock.cli.output import (
 )
 from penstock.cli.progress import transferring
 from penstock.client import Client
-
-if TYPE_CHECKING:
-    from penstock.converters import Signature as OnnxSignature
-    from penstock.converters import TensorSpec as OnnxTensorSpec
 
 
 @click.group
@@ -99,6 +93,7 @@ def import_version(client: Client, model: str, file: Path, alias: str | None, de
     Its signature is read from the graph. It carries no parity report: there is nothing to compare it with here.
     """
     from penstock.converters import ConversionError, read_signature
+    from penstock.training.messages import signature_message
 
     try:
         signature = signature_message(read_signature(file))
@@ -215,22 +210,6 @@ def _show(version: Version, as_json: bool) -> None:
             ("created", when(version.create_time)),
         ]
     )
-
-
-def signature_message(signature: "OnnxSignature") -> Signature:
-    """The contract's form of a signature that was read off a graph."""
-
-    def tensors(specs: Iterable["OnnxTensorSpec"]) -> list[TensorSpec]:
-        return [
-            TensorSpec(
-                name=spec.name,
-                datatype=spec.datatype,
-                shape=[Dimension(name=axis) if isinstance(axis, str) else Dimension(size=axis) for axis in spec.shape],
-            )
-            for spec in specs
-        ]
-
-    return Signature(inputs=tensors(signature.inputs), outputs=tensors(signature.outputs))
 
 
 def _tensor(spec: TensorSpec) -> str:

@@ -29,9 +29,9 @@ from penstock.training.families.interface import (
     Splits,
     StoppedError,
 )
+from penstock.training.messages import parity_message, signature_message
 from penstock.training.worker.data import read_split
 from penstock.training.worker.link import LeaseLostError, Link, persistently
-from penstock.training.worker.messages import parity_message, signature_message
 from penstock.training.worker.reporter import Reporter
 
 if TYPE_CHECKING:
