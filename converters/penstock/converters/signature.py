@@ -52,13 +52,11 @@ def read_signature(model: Any) -> Signature:  # noqa: ANN401 ONNX publishes no t
     """The signature of an `onnx.ModelProto`, or of the ONNX file at a path (weights in other files are not read).
 
     Graph inputs that have a default (an initializer of the same name) are no inputs of the model. An axis without
-    size and name is called `<tensor>_axis_<index>`. Raises `UnsupportedModelError` if an input or output is no tensor
-    of a known datatype and rank.
+    size and name is called `<tensor>_axis_<index>`. Raises `UnsupportedModelError` if the file is not ONNX, or an input
+    or output is no tensor of a known datatype and rank.
     """
     if isinstance(model, str | PathLike):
-        import onnx  # noqa: PLC0415 the dataclasses above serve without it
-
-        model = onnx.load(model, load_external_data=False)
+        model = _loaded(model)
     defaults = {initializer.name for initializer in model.graph.initializer}
     return Signature(
         inputs=tuple(_tensor_spec(value) for value in model.graph.input if value.name not in defaults),
@@ -69,6 +67,16 @@ def read_signature(model: Any) -> Signature:  # noqa: ANN401 ONNX publishes no t
 def onnx_type(datatype: str) -> int:
     """The `onnx.TensorProto.DataType` of a datatype of the Open Inference Protocol."""
     return next(number for number, name in _DATATYPES.items() if name == datatype)
+
+
+def _loaded(path: str | PathLike[str]) -> Any:  # noqa: ANN401 ONNX publishes no types
+    import onnx  # noqa: PLC0415 the dataclasses above serve without it
+    from google.protobuf.message import DecodeError  # noqa: PLC0415 comes with onnx
+
+    try:
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise UnsupportedModelError(f"{path} is not an ONNX file: it is no protobuf message of a model.") from error
 
 
 def _tensor_spec(value: Any) -> TensorSpec:  # noqa: ANN401 ONNX publishes no types

@@ -55,3 +55,18 @@ def test_a_bytes_element_that_ends_too_late_is_refused():
     output = pb.ModelInferResponse.InferOutputTensor(name="x", datatype="BYTES", shape=[1])
     with pytest.raises(ValueError, match="BYTES element of 9 bytes ends after the tensor's 7"):
         decode_tensor(output, struct.pack("<I", 9) + b"abc")
+
+
+@pytest.mark.parametrize(
+    ("element", "error", "told"),
+    [
+        (5, TypeError, "expected str or bytes"),
+        (10**12, TypeError, "int"),
+        (None, TypeError, "NoneType"),
+        ("\ud800", ValueError, "UTF-8"),
+    ],
+)
+def test_an_element_that_is_neither_text_nor_bytes_is_refused(element: object, error: type[Exception], told: str):
+    """Five is not five zero bytes, and a large number not as many as the memory has."""
+    with pytest.raises(error, match=told):
+        encode_tensor("words", np.array([element], object))

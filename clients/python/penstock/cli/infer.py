@@ -37,7 +37,10 @@ def infer(
     client_inference = client.asynchronous.inference
     metadata = client.wait(client_inference.model_metadata(model, version))
     arrays = dict(_parse(text, metadata) for text in inputs)
-    result = client.inference.infer(model, arrays, version, outputs, timeout_s)
+    try:
+        result = client.inference.infer(model, arrays, version, outputs, timeout_s)
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="VALUE") from error
     if as_json:
         print_json(
             {"model": result.model, "version": result.version}

@@ -64,4 +64,8 @@ def penstock() -> None:
 
 def main(**extra: Any) -> None:  # noqa: ANN401  # passed on to click as it is
     """Runs the command of this process's arguments and exits."""
-    penstock(prog_name="penstock", **extra)
+    try:
+        penstock(prog_name="penstock", **extra)
+    except OSError as error:
+        # A reader who has left is click's affair; this is a full disk, or a file that cannot be had.
+        sys.exit(f"Error: {error}")

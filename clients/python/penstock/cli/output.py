@@ -32,7 +32,7 @@ def connected(command: Callable[P, R]) -> Callable[..., R]:
             try:
                 return command(client, *args, **kwargs)  # type: ignore[arg-type]  # the wrapped one has no client
             except PenstockError as error:
-                raise click.ClickException(explain(error)) from error
+                raise click.ClickException(visible(explain(error))) from error
 
     return run
 
@@ -43,6 +43,11 @@ def explain(error: PenstockError) -> str:
         return (
             f"A service cannot be reached: {error.message}. Start the services with `penstock up`, or say where "
             f"they are with PENSTOCK_REGISTRY_ADDRESS, PENSTOCK_TRAINING_ADDRESS and PENSTOCK_INFERENCE_ADDRESS."
+        )
+    if error.code is grpc.StatusCode.UNIMPLEMENTED and not error.reason:
+        return (
+            f"The server there does not know this call: {error.message} It may be another service, or an older one: "
+            f"look at PENSTOCK_REGISTRY_ADDRESS, PENSTOCK_TRAINING_ADDRESS and PENSTOCK_INFERENCE_ADDRESS."
         )
     if error.violations:
         return "\n  ".join(["The request is wrong:", *(f"{v.field}: {v.description}" for v in error.violations)])
@@ -69,10 +74,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
     """A table for people; `empty` is said instead of one without rows."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        # Folded, not cut off: a name that is not whole is of no use.
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(Text(visible(value)) for value in row))
     if table.row_count:
         Console().print(table)
     else:
@@ -84,7 +93,16 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     shown = [(name, value) for name, value in fields if value not in ("", None)]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {visible(value)}")
+
+
+def visible(value: object) -> str:
+    """Text as a terminal may show it. It may be a stranger's: what could move the cursor or turn a line is escaped."""
+    text = str(value)
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def when(timestamp: Timestamp) -> str:

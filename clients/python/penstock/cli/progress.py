@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Self
 
 from penstock.api.training.v1.job_pb2 import JobEvent, JobState, LogSeverity, Phase
-from penstock.cli.output import enum_word, interactive
+from penstock.cli.output import enum_word, interactive, visible
 
 FINAL = {JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED}
 
@@ -28,7 +28,12 @@ def transferring(what: str, size_bytes: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not interactive(), transient=True) as bar:
         task = bar.add_task(what, total=size_bytes)
         yield lambda count: bar.advance(task, count)
@@ -47,7 +52,7 @@ class JobProgress:
             BarColumn(bar_width=32),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -73,7 +78,7 @@ class JobProgress:
                 self._advance(phase, event.progress.fraction)
             case "log_line" if event.log_line.severity != LogSeverity.LOG_SEVERITY_INFO:
                 severity = enum_word(LogSeverity.Name(event.log_line.severity), "LOG_SEVERITY_")
-                self._console.print(f"{severity}: {event.log_line.text}", markup=False, highlight=False)
+                self._console.print(f"{severity}: {visible(event.log_line.text)}", markup=False, highlight=False)
 
     def _advance(self, part: str, fraction: float) -> None:
         """Moves the bar; each part of the job has a clock of its own."""
@@ -86,10 +91,12 @@ class JobProgress:
         state = enum_word(JobState.Name(event.state_change.state), "JOB_STATE_")
         self._advance(state, 1.0 if event.state_change.state in FINAL else 0.0)
         if event.state_change.message:
-            self._console.print(f"{state}: {event.state_change.message}", markup=False, highlight=False)
+            self._console.print(f"{state}: {visible(event.state_change.message)}", markup=False, highlight=False)
 
     def _show_epoch(self, event: JobEvent) -> None:
         epoch = event.epoch_metrics
         values = "  ".join(f"{name} {value:.4f}" for name, value in sorted(epoch.values.items()))
         self._progress.update(self._task, completed=epoch.epoch / epoch.epoch_count, metrics=values)
-        self._console.print(f"epoch {epoch.epoch:>3}/{epoch.epoch_count}  {values}", highlight=False)
+        self._console.print(
+            f"epoch {epoch.epoch:>3}/{epoch.epoch_count}  {visible(values)}", markup=False, highlight=False
+        )

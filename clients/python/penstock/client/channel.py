@@ -23,7 +23,7 @@ _READING = ("Get", "List", "Query")
 
 
 def _address(service: str, port: int) -> str:
-    return os.environ.get(f"PENSTOCK_{service}_ADDRESS", f"127.0.0.1:{port}")
+    return os.environ.get(f"PENSTOCK_{service}_ADDRESS") or f"127.0.0.1:{port}"
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 def encode_tensor(name: str, array: Array) -> tuple[pb.ModelInferRequest.InferInputTensor, bytes]:
     """A tensor's description and its raw bytes. Text and bytes (dtypes U, S and object) become BYTES, text as UTF-8.
 
-    Raises `TypeError` for a dtype that the protocol does not have.
+    Raises `TypeError` for a dtype or an element that the protocol does not have, `ValueError` for text that UTF-8
+    cannot write.
     """
     if array.dtype.kind in "OUS":
-        elements = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel().tolist()]
+        elements = [_element(name, item) for item in array.ravel().tolist()]
         raw = b"".join(struct.pack("<I", len(element)) + element for element in elements)
         return pb.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=array.shape), raw
     datatype = _DATATYPES.get(array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype)
@@ -57,6 +58,17 @@ def decode_tensor(description: pb.ModelInferResponse.InferOutputTensor, raw: byt
         array[:] = elements
         return array.reshape(shape)
     return np.frombuffer(raw, DTYPES[description.datatype]).reshape(shape)
+
+
+def _element(name: str, item: object) -> bytes:
+    if isinstance(item, str):
+        try:
+            return item.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"Input {name!r}: {item[:40]!r} has a character that UTF-8 cannot write.") from error
+    if isinstance(item, bytes):
+        return item
+    raise TypeError(f"Input {name!r}: expected str or bytes as elements; got {type(item).__name__}.")
 
 
 def _elements(raw: bytes) -> Iterator[bytes]:
