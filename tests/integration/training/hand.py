@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.integration.training.trainings import Training, blob_of
+from tests.integration.registry.registries import blob_of
+from tests.integration.training.trainings import Training
 
 from penstock.api.registry.v1 import artifact_service_pb2
 from penstock.api.training.v1 import worker_service_pb2 as pb

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.integration.training.trainings import Child, blob_of, connected, refusal
+from tests.integration.registry.registries import blob_of, refusal
+from tests.integration.training.trainings import Child, connected
 
 from penstock.api.dataset.v1 import dataset_service_pb2 as pb
 

@@ -10,16 +10,15 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from tests.integration.registry.registries import blob_of, refusal
 from tests.integration.training.trainings import (
     CSV,
     JSON_LINES,
     Training,
     audit_rows,
-    blob_of,
     blobs_in,
     flowers,
     mlp_spec,
-    refusal,
     served,
     upload,
     values_of,

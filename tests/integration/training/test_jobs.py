@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
+from tests.integration.registry.registries import blob_of, refusal
 from tests.integration.registry.registries import connected as registry_at
 from tests.integration.registry.registries import serving as registry_serving
 from tests.integration.training.hand import GRAPH, Hands, HandWorker, epoch_event, store
 from tests.integration.training.trainings import (
     Training,
     audit_rows,
-    blob_of,
     blobs_in,
     connected,
     flowers,
     mlp_spec,
-    refusal,
     served,
     serving,
     states,
@@ -41,13 +39,6 @@ from penstock.api.training.v1.job_pb2 import (
     StateChange,
 )
 from penstock.api.types.v1.blob_pb2 import Blob
-
-
-@pytest.fixture
-def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
-    made = Hands()
-    monkeypatch.setattr("penstock.training.jobs.scheduler.worker_process", made.worker_process)
-    return made
 
 
 @pytest_asyncio.fixture

@@ -1,4 +1,4 @@
-"""Limits of the training service's contract, through the wire."""
+"""Limits of the training service's contract, and what it forbids, through the wire."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,33 +9,19 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
+from tests.integration.registry.registries import blob_of, refusal
 from tests.integration.training.hand import Hands, HandWorker
-from tests.integration.training.trainings import (
-    Training,
-    blob_of,
-    blobs_in,
-    flowers,
-    mlp_spec,
-    refusal,
-    served,
-    upload,
-)
+from tests.integration.training.trainings import CSV, Training, blobs_in, flowers, mlp_spec, served, upload
 
 from penstock.api.dataset.v1 import dataset_service_pb2 as dataset_pb
 from penstock.api.dataset.v1.dataset_pb2 import Column, ColumnType, Dataset, Split
 from penstock.api.training.v1 import training_service_pb2 as pb
-from penstock.api.training.v1.job_pb2 import Job, JobErrorKind, JobState
+from penstock.api.training.v1.job_pb2 import Job, JobErrorKind, JobEvent, JobState, LogLine
+from penstock.api.types.v1.blob_pb2 import Blob
 from penstock.training.tables import DatasetRow, JobRow
 
 CLIENT_BYTES = 4 * 1024 * 1024
 """What a gRPC client takes unless told otherwise."""
-
-
-@pytest.fixture
-def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
-    made = Hands()
-    monkeypatch.setattr("penstock.training.jobs.scheduler.worker_process", made.worker_process)
-    return made
 
 
 @pytest_asyncio.fixture
@@ -159,3 +145,76 @@ async def test_what_has_ended_is_neither_cancelled_nor_forgotten(training: Train
     code, text, _ = await refusal(training.cancel(job.job_id))
     assert (code, "is FAILED" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
     assert (await training.job(mlp_spec(), "mine")).job_id == job.job_id
+
+
+def _header(**fields: object) -> dataset_pb.CreateDatasetRequest:
+    dataset = Dataset(name="data", format=CSV)
+    header = {"dataset": dataset, "content": blob_of(b"x\n1\n"), **fields}
+    return dataset_pb.CreateDatasetRequest(header=dataset_pb.CreateDatasetHeader(**header))
+
+
+def _columns(*names: str) -> dataset_pb.CreateDatasetRequest:
+    columns = [Column(name=name, type=ColumnType.COLUMN_TYPE_INT64) for name in names]
+    return _header(dataset=Dataset(name="data", format=CSV, columns=columns))
+
+
+DIGEST = blob_of(b"").digest
+FORBIDDEN = [
+    ("CreateDataset", [], ["header"]),
+    ("CreateDataset", [dataset_pb.CreateDatasetRequest(chunk=b"x")], ["header"]),
+    ("CreateDataset", [_header(), dataset_pb.CreateDatasetRequest(chunk=bytes(2**20 + 1))], ["chunk"]),
+    ("CreateDataset", [_header(), dataset_pb.CreateDatasetRequest(chunk=b"")], ["chunk"]),
+    ("CreateDataset", [_header(offset=-1)], ["header.offset"]),
+    ("CreateDataset", [_header(content=Blob(digest="md5:1"))], ["header.content.digest"]),
+    ("CreateDataset", [_header(content=Blob(digest=DIGEST, size_bytes=2**31 + 1))], ["header.content.size_bytes"]),
+    ("CreateDataset", [_columns("x" * 201)], ["header.dataset.columns[0].name"]),
+    ("CreateDataset", [_columns("")], ["header.dataset.columns[0].name"]),
+    ("CreateDataset", [_columns(*map(str, range(10_001)))], ["header.dataset.columns"]),
+    ("QueryDatasetUpload", dataset_pb.QueryDatasetUploadRequest(digest="../x"), ["digest"]),
+    ("GetDataset", dataset_pb.GetDatasetRequest(name="A"), ["name"]),
+    ("ListDatasets", dataset_pb.ListDatasetsRequest(page_size=1001), ["page_size"]),
+    ("DeleteDataset", dataset_pb.DeleteDatasetRequest(), ["name"]),
+    ("CreateJob", pb.CreateJobRequest(), ["spec.dataset", "spec.registration.model", "spec.mlp"]),
+    ("CreateJob", pb.CreateJobRequest(spec=mlp_spec(), request_id="x" * 65), ["request_id"]),
+    ("GetJob", pb.GetJobRequest(), ["job_id"]),
+    ("ListJobs", pb.ListJobsRequest(page_size=-1), ["page_size"]),
+    ("CancelJob", pb.CancelJobRequest(), ["job_id"]),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "fields"), FORBIDDEN)
+async def test_what_the_contract_forbids_is_named(
+    training: Training, method: str, given: object, fields: list[str]
+) -> None:
+    stub = training.datasets if hasattr(training.datasets, method) else training.jobs
+    code, _, named = await refusal(getattr(stub, method)(given))
+
+    assert (code, named) == (grpc.StatusCode.INVALID_ARGUMENT, fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (pb.WatchJobRequest(), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.WatchJobRequest(job_id="x", after_cursor=-1), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.WatchJobRequest(job_id="x"), grpc.StatusCode.NOT_FOUND),
+    ],
+)
+async def test_no_job_no_watch(training: Training, given: pb.WatchJobRequest, code: grpc.StatusCode) -> None:
+    assert (await refusal(training.jobs.WatchJob(given).read()))[0] is code
+
+
+async def test_the_service_numbers_and_dates_events_itself(training: Training, hands: Hands) -> None:
+    await training.dataset(flowers())
+    job = await training.job(mlp_spec())
+    worker = HandWorker(training, (await hands.next()).lease)
+    forged = JobEvent(cursor=1, attempt=9, time={"seconds": 1}, log_line=LogLine(text="x" * 8192))
+    await worker.record(forged)
+    await worker.fail(JobErrorKind.JOB_ERROR_KIND_SPEC, "no")
+
+    events = [event async for event in training.watch(job.job_id)]
+    (line,) = (event for event in events if event.HasField("log_line"))
+    assert (line.attempt, line.log_line) == (1, forged.log_line)
+    assert line.time.seconds > 1
+    assert [event.cursor for event in events] == sorted({event.cursor for event in events})
+    assert (await training.look(job.job_id)).attempts[0].error.message == "no"

@@ -84,7 +84,7 @@ async def test_a_job_outlives_its_worker_and_its_service(tmp_path: Path) -> None
         child = Child(tmp_path, **settings)
         async with connected(await child.address()) as training:
             await training.dataset(flowers())
-            spec = mlp_spec(epochs=250, patience=250)
+            spec = mlp_spec(epochs=120, patience=120)
             spec.max_attempts = 2
             job = await training.job(spec)
             await _epoch(training, job.job_id, 10)
@@ -121,7 +121,7 @@ async def test_a_job_outlives_its_worker_and_its_service(tmp_path: Path) -> None
         ]
         assert epochs == list(range(attempt.resumed_epoch + 1, attempt.resumed_epoch + 1 + len(epochs)))
         assert attempt.number == 1 or attempt.resumed_epoch > 0
-    assert epochs[-1] == 250
+    assert epochs[-1] == 120
     assert ended.result.test_metrics["accuracy"] >= 0.9
 
 

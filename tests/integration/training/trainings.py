@@ -1,21 +1,19 @@
 """Training services to test against: in this process or as a child, and what the tests ask of them."""
 
 import asyncio
-import hashlib
 import json
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
-from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import create_engine, select
+from tests.integration.registry.registries import blob_of
 
 from penstock.api.dataset.v1 import dataset_service_pb2 as pb
 from penstock.api.dataset.v1 import dataset_service_pb2_grpc
@@ -23,7 +21,6 @@ from penstock.api.dataset.v1.dataset_pb2 import Dataset, DatasetFormat, Split
 from penstock.api.registry.v1 import artifact_service_pb2_grpc
 from penstock.api.training.v1 import training_service_pb2, training_service_pb2_grpc, worker_service_pb2_grpc
 from penstock.api.training.v1.job_pb2 import Job, JobEvent, JobSpec, JobState, MlpSpec, MlpTask, Registration
-from penstock.api.types.v1.blob_pb2 import Blob
 from penstock.rpc.server import listening
 from penstock.training.app import application
 from penstock.training.settings import TrainingSettings
@@ -163,25 +160,8 @@ async def upload(
         yield pb.CreateDatasetRequest(chunk=content[start : start + chunk_bytes])
 
 
-def blob_of(data: bytes) -> Blob:
-    return Blob(digest=f"sha256:{hashlib.sha256(data).hexdigest()}", size_bytes=len(data))
-
-
 def values_of(values: pb.ColumnValues) -> list[Any]:
     return list(getattr(values, str(values.WhichOneof("values"))).values)
-
-
-async def refusal(call: Awaitable[object]) -> tuple[grpc.StatusCode, str, list[str]]:
-    """The code and text that a call fails with, and the fields it names."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    error = caught.value
-    trailers = dict(error.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
-    bad = error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(bad)
-    return error.code(), error.details() or "", [violation.field for violation in bad.field_violations]
 
 
 def blobs_in(home: Path, store: str) -> list[str]:
