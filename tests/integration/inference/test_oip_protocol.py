@@ -411,6 +411,21 @@ async def test_the_index_lists_all_versions_or_the_ready_ones(oip: GRPCInference
         await oip.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="other"))
 
 
+async def test_served_versions_are_listed_by_model_and_number(server: Inference) -> None:
+    everything = await server.served()
+    names = [(one.model, one.version) for one in everything]
+    assert names == sorted(names)
+    assert {"brain", "pair", "scale"} <= {model for model, _ in names}
+    (scale,) = await server.served("scale")
+    assert scale in everything
+    assert (scale.version, scale.weight, scale.message) == (3, 100, "")
+    assert scale.bundle_digest.startswith("sha256:")
+    assert scale.update_time.seconds > 0
+    (brain,) = await server.served("brain")
+    assert "BF16" in brain.message
+    assert await server.served("nobody") == []
+
+
 async def test_one_bad_row_fails_alone(oip: GRPCInferenceServiceStub) -> None:
     """The requests come together, so some share a batch with the row that makes the run fail."""
     indices = [3, 99, 7, 0, 99, 5]
