@@ -67,7 +67,13 @@ def create() -> None:
     "--standardize", is_flag=True, help="Learn on features of mean 0 and variance 1. Do so when their scales differ."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--max-attempts", type=int, default=3, show_default=True, help="How often to start over after a crash.")
+@click.option(
+    "--max-attempts",
+    type=int,
+    default=3,
+    show_default=True,
+    help="How many attempts may lose their worker before the job fails.",
+)
 @click.option("--request-id", default="", help="Makes the command safe to repeat: the same id gives the same job.")
 @click.option("--watch/--no-watch", default=True, show_default=True, help="Show the progress until the job has ended.")
 @json_option
