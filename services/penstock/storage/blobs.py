@@ -91,26 +91,13 @@ class BlobStore:
         if ref.digest in self._writing:
             raise ConflictError(f"Another stream is writing {ref.digest}. Wait until it has ended, then resume.")
         self._writing.add(ref.digest)
+        upload: Upload | None = None
         try:
-            visible = await self._visible(ref)
-            committed = ref.size_bytes if visible else self._staged_size(ref.digest)
-            if committed > ref.size_bytes:
-                # Somebody staged more bytes than this blob has; they cannot become it.
-                self.staged_path(ref.digest).unlink(missing_ok=True)
-                committed = 0
-            if offset != committed:
-                raise WrongOffsetError(
-                    f"The upload of {ref.digest} stands at byte {committed}, and the stream begins "
-                    f"at {offset}. Resume at {committed}.",
-                    committed_size_bytes=str(committed),
-                )
-            upload = Upload(self, ref, visible)
-            try:
-                yield upload
-            finally:
-                await asyncio.to_thread(upload.close)
+            upload = await self._opened(ref, offset)
+            yield upload
         finally:
-            self._writing.discard(ref.digest)
+            # A stream that breaks is cancelled just here: what waits for a thread would never run.
+            await asyncio.shield(self._ended(ref.digest, upload))
 
     async def write(self, data: bytes) -> BlobRef:
         """Stores bytes that are at hand. Raises `StorageFullError` if the disk is full."""
@@ -183,6 +170,29 @@ class BlobStore:
             await self._move(staged, ref.digest)
         except (BaseError, OSError) as error:
             raise _storage_error(error, ref.digest) from error
+
+    async def _opened(self, ref: BlobRef, offset: int) -> "Upload":
+        visible = await self._visible(ref)
+        committed = ref.size_bytes if visible else self._staged_size(ref.digest)
+        if committed > ref.size_bytes:
+            # Somebody staged more bytes than this blob has; they cannot become it.
+            self.staged_path(ref.digest).unlink(missing_ok=True)
+            committed = 0
+        if offset != committed:
+            raise WrongOffsetError(
+                f"The upload of {ref.digest} stands at byte {committed}, and the stream begins "
+                f"at {offset}. Resume at {committed}.",
+                committed_size_bytes=str(committed),
+            )
+        return Upload(self, ref, visible)
+
+    async def _ended(self, digest: str, upload: "Upload | None") -> None:
+        """Lets the next stream write only after this one's last write is over."""
+        try:
+            if upload is not None:
+                await asyncio.to_thread(upload.close)
+        finally:
+            self._writing.discard(digest)
 
     async def _move(self, staged: Path, digest: str) -> None:
         """Staged bytes become visible whole or not at all; in a folder by a rename, which needs no second copy."""

@@ -75,11 +75,14 @@ async def test_a_client_that_left_resumes(channel: grpc.aio.Channel) -> None:
     async with asyncio.timeout(5):
         while await committed(channel) != (1000, False):  # noqa: ASYNC110  # a server has no event
             await asyncio.sleep(0.01)
-    assert await code_of_write(channel, 1000) is grpc.StatusCode.ABORTED
+    # The header alone: grpc.aio makes INTERNAL of an answer that overtakes what is still being sent.
+    second = stub(channel).Write()
+    await second.write(header(offset=1000))
+    assert await second.code() is grpc.StatusCode.ABORTED
     call.cancel()
     async with asyncio.timeout(5):
         # Refused until the server has heard of the cancellation.
-        while await code_of_write(channel, 1000) is grpc.StatusCode.ABORTED:
+        while await code_of_write(channel, 1000) is not grpc.StatusCode.OK:
             pass
     assert await read(channel) == DATA
 
