@@ -129,4 +129,7 @@ async def _undisturbed(read: Coroutine[Any, Any, Result]) -> Result:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
+        if not task.cancelled():
+            # Nobody is left to hear of it; asyncio would log an error that was not looked at.
+            task.exception()
         raise
