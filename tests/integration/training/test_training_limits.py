@@ -1,8 +1,10 @@
 """Limits of the training service's contract, and what it forbids, through the wire."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import IO
 
 import grpc
 import pytest
@@ -18,6 +20,7 @@ from penstock.api.dataset.v1.dataset_pb2 import Column, ColumnType, Dataset, Spl
 from penstock.api.training.v1 import training_service_pb2 as pb
 from penstock.api.training.v1.job_pb2 import Job, JobErrorKind, JobEvent, JobState, LogLine
 from penstock.api.types.v1.blob_pb2 import Blob
+from penstock.training.datasets.store import DatasetStore
 from penstock.training.tables import DatasetRow, JobRow
 
 CLIENT_BYTES = 4 * 1024 * 1024
@@ -119,6 +122,39 @@ async def test_a_name_that_was_taken_meanwhile_leaves_no_bytes(training: Trainin
 
     assert (await refusal(creating))[0] is grpc.StatusCode.ALREADY_EXISTS
     assert blobs_in(tmp_path, "datasets") == kept
+
+
+async def test_bytes_that_another_creation_discards_are_asked_for_again(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    parse = DatasetStore._parse
+
+    def held(self: DatasetStore, dataset: Dataset, content: IO[bytes], target: IO[bytes]) -> Dataset:
+        go_on.wait(10)
+        return parse(self, dataset, content, target)
+
+    monkeypatch.setattr(DatasetStore, "_parse", held)
+    rows = b"x\n7\nnone\n"
+    integers = [Column(name="x", type=ColumnType.COLUMN_TYPE_INT64)]
+    texts = [Column(name="x", type=ColumnType.COLUMN_TYPE_STRING)]
+    calls = []
+    for number, columns in enumerate((integers, texts), 1):
+        calls.append(asyncio.create_task(refusal(training.dataset(rows, name=f"d{number}", columns=columns))))
+        async with asyncio.timeout(10):
+            while _settling() < number:  # noqa: ASYNC110  # a server has no event
+                await asyncio.sleep(0.001)
+    go_on.set()
+
+    assert (await calls[0])[0] is grpc.StatusCode.INVALID_ARGUMENT
+    code, text, _ = await calls[1]
+    assert (code, "Send them again" in text) == (grpc.StatusCode.ABORTED, True)
+    assert (await training.dataset(rows, name="d2", columns=texts)).row_count == 2
+
+
+def _settling() -> int:
+    """How many uploads have all their bytes, and are parsed or wait for it."""
+    return sum("DatasetStore._settle" in repr(task.get_coro()) for task in asyncio.all_tasks())
 
 
 async def test_a_full_queue_takes_no_more_jobs(

@@ -16,6 +16,7 @@ from sqlalchemy import delete, or_, select
 from penstock.api.dataset.v1.dataset_pb2 import Dataset, Split
 from penstock.api.dataset.v1.dataset_service_pb2 import ReadDatasetResponse
 from penstock.rpc.errors import (
+    ConflictError,
     ExistsError,
     InUseError,
     InvalidFieldError,
@@ -61,6 +62,7 @@ class DatasetStore:
             InvalidFieldError: a row does not parse, there are too many, or the digest differs; the upload is discarded.
             ExistsError: the name stands for another dataset.
             WrongOffsetError, ConflictError, StorageFullError: as `BlobStore.upload`.
+            ConflictError: the bytes were discarded with those of another dataset.
         """
         if existing := await self._same(dataset):
             return existing
@@ -170,6 +172,11 @@ class DatasetStore:
             except (InvalidFieldError, ExistsError):
                 await self._discard_unused(dataset.content.digest)
                 raise
+            except NotFoundError as error:
+                raise ConflictError(
+                    f"The bytes of dataset {dataset.name!r} were another one's too, and were discarded with it. "
+                    f"Send them again."
+                ) from error
             async with self._database.transaction() as session:
                 created.create_time.GetCurrentTime()
                 session.add(

@@ -86,8 +86,8 @@ class DatasetServiceServicer:
 
         Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
         digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
-        if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
-        the disk is full (committed bytes are kept).
+        if the offset is not the committed size; ABORTED if another stream uploads the same bytes, or they went meanwhile
+        with another dataset that had them; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
         Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
         that nobody goes on with may be discarded after a week.
         """

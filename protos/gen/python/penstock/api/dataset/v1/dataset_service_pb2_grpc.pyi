@@ -47,8 +47,8 @@ class DatasetServiceStub:
 
     Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
     digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
-    if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
-    the disk is full (committed bytes are kept).
+    if the offset is not the committed size; ABORTED if another stream uploads the same bytes, or they went meanwhile
+    with another dataset that had them; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
     Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
     that nobody goes on with may be discarded after a week.
     """
@@ -89,8 +89,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
 
     Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
     digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
-    if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
-    the disk is full (committed bytes are kept).
+    if the offset is not the committed size; ABORTED if another stream uploads the same bytes, or they went meanwhile
+    with another dataset that had them; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
     Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
     that nobody goes on with may be discarded after a week.
     """
@@ -134,8 +134,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT names the line and the column of the first row that does not parse, or says that the
         digest differs (the upload is then discarded); ALREADY_EXISTS if the name stands for another dataset; OUT_OF_RANGE
-        if the offset is not the committed size; ABORTED if another stream uploads the same bytes; RESOURCE_EXHAUSTED if
-        the disk is full (committed bytes are kept).
+        if the offset is not the committed size; ABORTED if another stream uploads the same bytes, or they went meanwhile
+        with another dataset that had them; RESOURCE_EXHAUSTED if the disk is full (committed bytes are kept).
         Limits: 2 GiB and 20,000,000 rows a dataset, 1 MiB a chunk, 64 KiB a row, quoted line breaks included. An upload
         that nobody goes on with may be discarded after a week.
         """
