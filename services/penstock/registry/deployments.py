@@ -4,7 +4,7 @@ from sqlalchemy import Select, select
 
 from penstock.api.registry.v1 import deployment_service_pb2 as pb
 from penstock.registry import tables
-from penstock.registry.lookups import find_alias, find_deployment, find_model, find_version
+from penstock.registry.lookups import find_alias, find_deployment, find_version
 from penstock.registry.store import Change
 
 
@@ -18,7 +18,6 @@ async def put(change: Change, wanted: pb.Deployment) -> pb.Deployment:
 
     Raises `NotFoundError` if there is no such model, version or alias.
     """
-    await find_model(change.session, wanted.model)
     for target in wanted.targets:
         if target.WhichOneof("target") == "alias":
             await find_alias(change.session, wanted.model, target.alias)
