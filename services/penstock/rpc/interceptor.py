@@ -13,7 +13,13 @@ import structlog
 from google.protobuf.message import DecodeError
 from structlog.contextvars import bind_contextvars, unbind_contextvars
 
-from penstock.rpc.errors import DeadlineError, InvalidFieldError, NotReadyError, PenstockError
+from penstock.rpc.errors import (
+    DeadlineError,
+    InvalidFieldError,
+    LimitExceededError,
+    NotReadyError,
+    PenstockError,
+)
 from penstock.rpc.status import DETAILS_KEY, to_status
 
 REQUEST_ID_KEY = "x-request-id"
@@ -37,11 +43,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Runs every handler inside `_Call`.
 
     `unary_timeout_s` bounds calls of one request and one answer whose caller set no earlier deadline. A stream may take
-    as long as its caller allows.
+    as long as its caller allows. An answer above `max_message_bytes` is refused, which a client could not take.
     """
 
-    def __init__(self, unary_timeout_s: float) -> None:
+    def __init__(self, unary_timeout_s: float, max_message_bytes: int) -> None:
         self._unary_timeout_s = unary_timeout_s
+        self._max_message_bytes = max_message_bytes
         self._draining = False
 
     def drain(self) -> None:
@@ -74,7 +81,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 self._admit(method)
                 async with timeout:
-                    response = await function(_read(handler, request), context)
+                    response = self._written(handler, await function(_read(handler, request), context))
             except TimeoutError as error:
                 late = DeadlineError("The call took longer than its deadline, or than this server allows.")
                 await call.fail(late if timeout.expired() else error)
@@ -96,7 +103,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._admit(method)
                 async with aclosing(function(_read(handler, request), context)) as responses:
                     async for response in responses:
-                        yield response
+                        yield self._written(handler, response)
             except BaseException as error:
                 await call.fail(error)
                 raise
@@ -109,6 +116,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Health has an answer of its own while draining.
         if self._draining and not method.startswith(_QUIET_SERVICES):
             raise NotReadyError("The server is shutting down. Call another one, or this one again later.")
+
+    def _written(self, handler: Handler, response: Any) -> Any:  # noqa: ANN401  # any message
+        """The answer in bytes. Above the limit grpc would refuse it too, with a trace in the log and no remedy."""
+        data = handler.response_serializer(response) if handler.response_serializer else response
+        if len(data) > self._max_message_bytes:
+            raise LimitExceededError(
+                f"The answer has {len(data):,} bytes; this server sends at most {self._max_message_bytes:,} in a "
+                f"message. Ask for less at once, or raise max_message_mib."
+            )
+        return data
 
     def _limit_s(self, handler: Handler, context: Context) -> float | None:
         remaining_s = context.time_remaining()
@@ -193,5 +210,5 @@ def _rebuilt(handler: Handler, function: Callable[..., Any]) -> Handler:
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     make = makers[handler.request_streaming, handler.response_streaming]
-    # A single message that grpc itself read would fail before `_Call` could answer.
-    return make(function, _decoder(handler) if handler.request_streaming else None, handler.response_serializer)
+    # A single message that grpc itself read would fail before `_Call` could answer, an answer that it wrote after.
+    return make(function, _decoder(handler) if handler.request_streaming else None, None)

@@ -68,7 +68,7 @@ async def serve(settings: ServerSettings, application: AbstractAsyncContextManag
 @asynccontextmanager
 async def listening(settings: ServerSettings, application: Application) -> AsyncIterator[str]:
     """Takes calls on the address it yields, `host:port`. On exit, calls in progress have `drain_s` to finish."""
-    interceptor = CallInterceptor(settings.unary_timeout_s)
+    interceptor = CallInterceptor(settings.unary_timeout_s, settings.max_message_bytes)
     server = grpc.aio.server(
         interceptors=[interceptor],
         maximum_concurrent_rpcs=settings.max_concurrent_calls,

@@ -13,6 +13,7 @@ from tests.integration.rpc.probe import Probe, details, served, stub
 
 from penstock.api.registry.v1 import artifact_service_pb2 as pb
 from penstock.api.registry.v1 import artifact_service_pb2_grpc as rpc
+from penstock.api.types.v1.blob_pb2 import Blob
 from penstock.rpc import errors
 from penstock.rpc.server import Service
 
@@ -330,14 +331,21 @@ async def test_a_message_above_the_limit_is_refused_both_ways() -> None:
     async def read(_: object) -> AsyncIterator[Any]:
         yield pb.ReadResponse(data=bytes(2 << 20))
 
-    async with served(Probe(read=read).service(), max_message_mib=1) as channel:
+    async def write(_: object) -> pb.WriteResponse:
+        return pb.WriteResponse(blob=Blob(digest="x" * (2 << 20)))
+
+    async with served(Probe(read=read, write=write).service(), max_message_mib=1) as channel:
         big = stub(channel).QueryWriteStatus(pb.QueryWriteStatusRequest(digest="x" * (2 << 20)))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await big
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call_read(channel)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with capture_logs() as logs:
+            for answer in (call_read(channel), stub(channel).Write(iter(()))):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await answer
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "max_message_mib" in str(caught.value.details())
+        assert [entry["status"] for entry in logs if entry["event"] == "call"] == ["RESOURCE_EXHAUSTED"] * 2
 
 
 async def test_one_call_too_many_is_refused() -> None:
