@@ -1,11 +1,13 @@
 """A service's database: SQLite in its home by default, PostgreSQL for a fleet. SQLAlchemy and Alembic do the work."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
@@ -112,6 +114,10 @@ def migrate(connection: Connection, migrations: Path) -> None:
 def _configure_sqlite(engine: AsyncEngine) -> None:
     """Write-ahead log, full durability, and transactions that are ours to begin: the driver's own begin too late."""
 
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def on_do_connect(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
+        parameters["async_creator_fn"] = _sqlite_connection
+
     @event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection: Any, _: object) -> None:  # noqa: ANN401  # the driver's adapter has no public type
         connection.isolation_level = None
@@ -129,3 +135,15 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
     def on_begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get("read_only", False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _sqlite_connection(*arguments: Any, **parameters: Any) -> aiosqlite.Connection:  # noqa: ANN401  # SQLAlchemy's
+    """A connection that can be stopped twice.
+
+    SQLAlchemy does so when a task is cancelled a second time, while it closes; aiosqlite never answers the second stop,
+    because the thread that would answer has ended, and the closing task would wait for ever.
+    """
+    connection = aiosqlite.connect(*arguments, **parameters)
+    connection._thread.daemon = True  # noqa: SLF001  # as SQLAlchemy does with connections that it makes itself
+    connection.stop = functools.cache(connection.stop)  # type: ignore[method-assign]  # see above
+    return connection

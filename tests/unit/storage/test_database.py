@@ -203,6 +203,22 @@ async def test_a_cancelled_transaction_gives_its_lock_back(database: Database, t
     assert await number(database) == found + 1
 
 
+async def test_a_task_that_is_cancelled_twice_leaves_nothing_behind(database: Database) -> None:
+    chance = random.Random(7)
+    for _ in range(100):
+        tasks = [asyncio.create_task(work(database)) for work in (increment, number, increment, number)]
+        await asyncio.sleep(chance.random() * 0.004)
+        for _ in range(2):
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(chance.random() * 0.0005)
+        await asyncio.gather(*tasks, return_exceptions=True)
+    # A connection that is being closed is closed by a task of its own.
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+    await increment(database)
+
+
 async def test_a_full_disk_is_told_from_other_faults(database: Database) -> None:
     async def fill() -> None:
         async with database.transaction() as session:

@@ -1,8 +1,7 @@
 """What the servicers ask of jobs: the store, the state machine, the scheduler and the registrar together."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
 from penstock.api.dataset.v1.dataset_pb2 import Dataset
 from penstock.api.training.v1.job_pb2 import Job, JobError, JobEvent, JobSpec, MlpTask
@@ -75,7 +74,7 @@ class Jobs:
         with self._bell.listening(job_id) as changed:
             while True:
                 changed.clear()
-                events, ended = await _undisturbed(self._store.events(job_id, after_cursor, _WATCH_EVENTS))
+                events, ended = await self._store.events(job_id, after_cursor, _WATCH_EVENTS)
                 for event in events:
                     yield event
                     after_cursor = event.cursor
@@ -116,20 +115,3 @@ class Jobs:
         if spec.mlp.task != MlpTask.MLP_TASK_CLASSIFICATION:
             return 0
         return await self._datasets.count_classes(dataset.name, spec.mlp.label_column, MAX_CLASSES)
-
-
-async def _undisturbed(read: Coroutine[Any, Any, Result]) -> Result:
-    """Reads to the end even if the watcher leaves meanwhile.
-
-    A watcher who leaves while the server stops is cancelled twice, and aiosqlite never ends a connection whose closing
-    was cancelled too.
-    """
-    task = asyncio.create_task(read)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            # Nobody is left to hear of it; asyncio would log an error that was not looked at.
-            task.exception()
-        raise
