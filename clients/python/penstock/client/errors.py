@@ -1,5 +1,6 @@
 """What a failed call raises."""
 
+import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -9,6 +10,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+# grpc.aio makes INTERNAL with this text of an answer that comes while a message is being sent, and loses the answer.
+_OVERTAKEN = "Internal error from Core"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,12 @@ class PenstockError(Exception):
                 reason, metadata = info.reason, dict(info.metadata)
             elif detail.Unpack(bad):
                 violations = tuple(Violation(found.field, found.description) for found in bad.field_violations)
-        return cls(error.details() or error.code().name, error.code(), reason, violations, metadata)
+        return cls(error.details() or error.code().name, _code(error), reason, violations, metadata)
+
+
+def _code(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
+    overtaken = error.code() is grpc.StatusCode.INTERNAL and error.details() == _OVERTAKEN
+    return grpc.StatusCode.UNAVAILABLE if overtaken else error.code()
 
 
 def _status(error: grpc.aio.AioRpcError) -> status_pb2.Status:
@@ -73,3 +81,10 @@ async def answer(call: Awaitable[Response]) -> Response:
         return await call
     except grpc.aio.AioRpcError as error:
         raise PenstockError.from_rpc(error) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody cancelled this task: grpc.aio cancels its own call where the answer overtakes the end of a stream.
+        text = "The server answered while the request was still being sent, and the answer was lost. Try again."
+        raise PenstockError(text, grpc.StatusCode.UNAVAILABLE) from error
