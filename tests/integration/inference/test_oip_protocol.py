@@ -358,10 +358,11 @@ async def test_a_parameter_that_would_change_the_answer_is_refused(oip: GRPCInfe
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_the_callers_own_parameters_pass(oip: GRPCInferenceServiceStub) -> None:
+@pytest.mark.parametrize("timeout_us", [0, 10_000_000])
+async def test_the_callers_own_parameters_pass(oip: GRPCInferenceServiceStub, timeout_us: int) -> None:
     request = infer_request("scale", {"rows": ROWS})
     request.parameters["trace"].string_param = "abc"
-    request.parameters["timeout"].int64_param = 10_000_000
+    request.parameters["timeout"].int64_param = timeout_us
     assert len((await oip.ModelInfer(request)).outputs) == 2
 
 
