@@ -109,7 +109,7 @@ class Repository:
             InvalidFieldError: `version` is neither empty nor a number.
             NotReadyError: the server drains, or no version of the model has ever been ready.
         """
-        self.refuse_if_draining()
+        self._refuse_if_draining()
         if version:
             return self._numbered(model, version)
         route = self._route(model)
@@ -118,7 +118,7 @@ class Repository:
 
     def describe(self, model: str, version: str) -> ServedVersion:
         """As `route`, but of several deployed versions always the one with the greatest weight."""
-        self.refuse_if_draining()
+        self._refuse_if_draining()
         if version:
             return self._numbered(model, version)
         route = self._route(model)
@@ -142,7 +142,7 @@ class Repository:
         """Refuses everything new; what is queued is finished."""
         self._draining = True
 
-    def refuse_if_draining(self) -> None:
+    def _refuse_if_draining(self) -> None:
         if self._draining:
             raise NotReadyError(
                 "The inference server is shutting down. Send the request to another one, or again later."

@@ -28,7 +28,6 @@ class ServingServicer(rpc.ServingServiceServicer):
     async def ListServedVersions(
         self, request: pb.ListServedVersionsRequest, context: object
     ) -> pb.ListServedVersionsResponse:
-        self._repository.refuse_if_draining()
         versions = [self._served(version) for version in self._repository.versions(request.model)]
         return pb.ListServedVersionsResponse(versions=versions, revision=self._repository.revision)
 
