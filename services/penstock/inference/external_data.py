@@ -21,6 +21,8 @@ _MESSAGES: Mapping[str, Mapping[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "Entry"},
 }
+# Protobuf's own limit: what is nested deeper, no reader takes.
+_MAX_DEPTH = 100
 _ENTRY_KEY = 1
 _ENTRY_VALUE = 2
 
@@ -42,18 +44,29 @@ def external_locations(model: Path) -> set[str]:
 
 
 def _locations(data: mmap.mmap) -> Iterator[str]:
-    pending = [("Model", 0, len(data))]
-    while pending:
-        message, start, end = pending.pop()
-        if message == "Entry":
-            fields = {number: data[first:last] for number, first, last in _fields(data, start, end)}
-            if fields.get(_ENTRY_KEY) == b"location":
-                yield fields.get(_ENTRY_VALUE, b"").decode()
-            continue
+    """Goes down before it goes on: a file of millions of empty messages takes no more memory than one."""
+    open_messages = [("Model", _fields(data, 0, len(data)))]
+    while open_messages:
+        message, fields = open_messages[-1]
         inner = _MESSAGES[message]
-        pending += [
-            (inner[number], first, last) for number, first, last in _fields(data, start, end) if number in inner
-        ]
+        for number, first, last in fields:
+            if number not in inner:
+                continue
+            if inner[number] == "Entry":
+                yield from _location(data, first, last)
+                continue
+            if len(open_messages) == _MAX_DEPTH:
+                raise ValueError(f"messages in messages, {_MAX_DEPTH} deep, at byte {first}")
+            open_messages.append((inner[number], _fields(data, first, last)))
+            break
+        else:
+            open_messages.pop()
+
+
+def _location(data: mmap.mmap, start: int, end: int) -> Iterator[str]:
+    fields = {number: data[first:last] for number, first, last in _fields(data, start, end)}
+    if fields.get(_ENTRY_KEY) == b"location":
+        yield fields.get(_ENTRY_VALUE, b"").decode()
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:

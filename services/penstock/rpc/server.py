@@ -24,6 +24,9 @@ from penstock.rpc.logs import configure_logging
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
+# Addresses that one can listen on but not call.
+_CALLABLE_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # nothing is bound here
+
 _log = structlog.get_logger("penstock.server")
 
 
@@ -41,10 +44,15 @@ class Service:
 
 @dataclass(frozen=True)
 class Application:
-    """What a server serves, and how its long-lived streams are ended before it stops: they would outlast any drain."""
+    """What a server serves.
+
+    `drain` ends its long-lived streams before it stops: they would outlast any limit. `started` is told where this
+    machine can call the server, once it can.
+    """
 
     services: Sequence[Service]
     drain: Callable[[], Awaitable[None]]
+    started: Callable[[str], None] = lambda _: None
 
 
 async def serve(settings: ServerSettings, application: AbstractAsyncContextManager[Application]) -> None:
@@ -96,6 +104,7 @@ async def listening(settings: ServerSettings, application: Application) -> Async
         ) from error
     await server.start()
     try:
+        application.started(f"{_CALLABLE_HOSTS.get(host, host)}:{port}")
         yield f"{host}:{port}"
     finally:
         health.drain()

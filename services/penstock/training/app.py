@@ -56,7 +56,7 @@ async def application(settings: TrainingSettings) -> AsyncIterator[Application]:
         servicers = (
             DatasetServicer(datasets),
             TrainingServicer(jobs, store),
-            WorkerServicer(jobs, settings, scheduler.start),
+            WorkerServicer(jobs, settings),
             ArtifactServicer(checkpoints),
         )
 
@@ -65,7 +65,7 @@ async def application(settings: TrainingSettings) -> AsyncIterator[Application]:
             # A worker that reads its dataset would keep the server from stopping.
             await scheduler.stop()
 
-        yield Application([servicer.service() for servicer in servicers], drain)
+        yield Application([servicer.service() for servicer in servicers], drain, scheduler.start)
 
 
 def _below(url: str | None, name: str) -> str | None:

@@ -74,7 +74,7 @@ async def test_a_job_from_rows_to_a_registered_model(tmp_path: Path) -> None:
         began = time.monotonic()
         await training.cancel(job.job_id)
         assert (await training.ended(job.job_id)).state == JobState.JOB_STATE_CANCELLED
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert blobs_in(tmp_path, "checkpoints") == []
 
 

@@ -1,6 +1,7 @@
 """One worker as a process: how it is started, what it writes, how it ends."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -41,8 +42,10 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Ends it, and whatever it has started."""
+        # It may have ended by itself without asyncio having noticed yet.
         if self._process.returncode is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """What the servicers ask of jobs: the store, the state machine, the scheduler and the registrar together."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
 
 from penstock.api.dataset.v1.dataset_pb2 import Dataset
 from penstock.api.training.v1.job_pb2 import Job, JobError, JobEvent, JobSpec, MlpTask
@@ -23,8 +22,6 @@ from penstock.training.jobs.spec import check_classes, check_columns
 from penstock.training.jobs.store import JobStore
 
 _WATCH_EVENTS = 500
-
-Result = TypeVar("Result")
 
 
 class Jobs:

@@ -1,9 +1,7 @@
 """The TrainingService and the WorkerService over the jobs."""
 
 import math
-from collections.abc import AsyncIterator, Callable
-
-import grpc
+from collections.abc import AsyncIterator
 
 from penstock.api.training.v1 import training_service_pb2 as pb
 from penstock.api.training.v1 import training_service_pb2_grpc as rpc
@@ -80,23 +78,16 @@ class TrainingServicer(rpc.TrainingServiceServicer):
 
 
 class WorkerServicer(worker_rpc.WorkerServiceServicer):
-    """Translates between workers and the jobs.
+    """Translates between workers and the jobs."""
 
-    Workers of this machine get a port of their own on the loopback interface: the public address may be a proxy's, or
-    one that cannot be called at all (0.0.0.0). `on_port` is told its address when the server is set up.
-    """
-
-    def __init__(self, jobs: Jobs, settings: TrainingSettings, on_port: Callable[[str], None]) -> None:
+    def __init__(self, jobs: Jobs, settings: TrainingSettings) -> None:
         self._jobs = jobs
         self._settings = settings
-        self._on_port = on_port
 
     def service(self) -> Service:
-        return Service(worker_pb.DESCRIPTOR, self._add)
-
-    def _add(self, server: grpc.aio.Server) -> None:
-        worker_rpc.add_WorkerServiceServicer_to_server(self, server)
-        self._on_port(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        return Service(
+            worker_pb.DESCRIPTOR, lambda server: worker_rpc.add_WorkerServiceServicer_to_server(self, server)
+        )
 
     async def StartAttempt(
         self, request: worker_pb.StartAttemptRequest, context: object
