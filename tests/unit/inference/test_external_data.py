@@ -1,5 +1,6 @@
 """External data is found wherever a model can hide it, and nothing in a file makes the reader fail in another way."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,30 @@ def test_any_bytes_are_read_or_refused(data: bytes, tmp_path_factory: pytest.Tem
         assert all(isinstance(location, str) for location in external_locations(path))
     except WrongStateError:
         return
+
+
+def test_many_empty_messages_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    # Field 7, the graph, of no bytes, over and over.
+    path.write_bytes(b"\x3a\x00" * 50_000)
+    tracemalloc.start()
+    try:
+        assert external_locations(path) == set()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 500_000
+
+
+def test_a_model_nested_deeper_than_protobuf_reads_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    data = b""
+    # From the inside out: a graph in an attribute in a node in a graph …
+    for number in (6, 5, 1) * 100:
+        length = len(data)
+        size = bytes([length]) if length < 128 else bytes([length & 0x7F | 0x80, length >> 7])
+        data = bytes([number << 3 | 2]) + size + data
+    length = len(data)
+    path.write_bytes(b"\x3a" + bytes([length & 0x7F | 0x80, length >> 7]) + data)
+    with pytest.raises(WrongStateError, match="deep"):
+        external_locations(path)
