@@ -52,7 +52,15 @@ def test_every_command_and_option_explains_itself(words: tuple[str, ...]):
     assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
-            obvious = {"--batch-size", "--epochs", "--task", "--activation", "--seed", "--registry-port", "--training-port"}
+            obvious = {
+                "--batch-size",
+                "--epochs",
+                "--task",
+                "--activation",
+                "--seed",
+                "--registry-port",
+                "--training-port",
+            }
             assert option.help or set(option.opts) & {*obvious, "--inference-port"}, option.opts
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiosqlite
 from alembic.config import Config
@@ -59,8 +60,9 @@ async def opened_database(url: str, migrations: Path) -> AsyncIterator[Database]
     the schema is one that `migrations` does not know.
     """
     engine = _engine(url)
+    connections = WeakSet[aiosqlite.Connection]()
     if engine.dialect.name == "sqlite":
-        _configure_sqlite(engine)
+        _configure_sqlite(engine, connections)
     try:
         try:
             async with engine.begin() as connection:
@@ -80,6 +82,7 @@ async def opened_database(url: str, migrations: Path) -> AsyncIterator[Database]
         yield Database(engine)
     finally:
         await engine.dispose()
+        await _stopped(connections)
 
 
 def _engine(url: str) -> AsyncEngine:
@@ -111,12 +114,12 @@ def migrate(connection: Connection, migrations: Path) -> None:
         environment.run_migrations()
 
 
-def _configure_sqlite(engine: AsyncEngine) -> None:
+def _configure_sqlite(engine: AsyncEngine, connections: WeakSet[aiosqlite.Connection]) -> None:
     """Write-ahead log, full durability, and transactions that are ours to begin: the driver's own begin too late."""
 
     @event.listens_for(engine.sync_engine, "do_connect")
     def on_do_connect(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
-        parameters["async_creator_fn"] = _sqlite_connection
+        parameters["async_creator_fn"] = functools.partial(_sqlite_connection, connections)
 
     @event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection: Any, _: object) -> None:  # noqa: ANN401  # the driver's adapter has no public type
@@ -137,7 +140,11 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
-def _sqlite_connection(*arguments: Any, **parameters: Any) -> aiosqlite.Connection:  # noqa: ANN401  # SQLAlchemy's
+def _sqlite_connection(
+    connections: WeakSet[aiosqlite.Connection],
+    *arguments: Any,  # noqa: ANN401  # what SQLAlchemy passes on
+    **parameters: Any,  # noqa: ANN401
+) -> aiosqlite.Connection:
     """A connection that can be stopped twice.
 
     SQLAlchemy does so when a task is cancelled a second time, while it closes; aiosqlite never answers the second stop,
@@ -146,4 +153,12 @@ def _sqlite_connection(*arguments: Any, **parameters: Any) -> aiosqlite.Connecti
     connection = aiosqlite.connect(*arguments, **parameters)
     connection._thread.daemon = True  # noqa: SLF001  # as SQLAlchemy does with connections that it makes itself
     connection.stop = functools.cache(connection.stop)  # type: ignore[method-assign]  # see above
+    connections.add(connection)
     return connection
+
+
+async def _stopped(connections: WeakSet[aiosqlite.Connection]) -> None:
+    """Waits for the connections that a cancelled task left to close themselves: for a lock, at the longest."""
+    stops = [stop for connection in connections if (stop := connection.stop()) is not None]
+    if stops:
+        await asyncio.wait(stops, timeout=15)
