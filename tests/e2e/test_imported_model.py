@@ -66,6 +66,7 @@ def test_what_was_downloaded_is_what_was_imported(up: Up, graph: Path, tmp_path:
     [
         (("infer", "nobody", "[1]"), "unknown model"),
         (("infer", "line", "[[1, 2]]"), "line"),
+        (("infer", "line", "x=[[1, 2, 3]]", "x=[[1, 2, 3]]"), "given twice"),
         (("infer", "line", '[[1, 2, "three"]]'), "no FP32 tensor"),
         (("models", "get", "nobody"), "There is no model 'nobody'"),
         (("models", "alias", "line", "champion", "99"), "99"),

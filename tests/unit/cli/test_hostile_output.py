@@ -9,8 +9,9 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
+from penstock.api.training.v1.job_pb2 import JobState
 from penstock.cli.models import import_version
-from penstock.cli.output import explain, print_fields, print_table
+from penstock.cli.output import enum_word, explain, print_fields, print_table
 from penstock.client import PenstockError
 from penstock.client.channel import Addresses
 
@@ -74,3 +75,8 @@ def test_a_service_at_the_wrong_address_is_explained():
 def test_an_empty_address_is_none(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(os.environ, "PENSTOCK_REGISTRY_ADDRESS", "")
     assert Addresses().registry == "127.0.0.1:8011"
+
+
+def test_a_value_that_only_a_newer_server_knows_is_shown_as_its_number():
+    assert enum_word(JobState.DESCRIPTOR, JobState.JOB_STATE_RUNNING) == "running"
+    assert enum_word(JobState.DESCRIPTOR, 4711) == "4711"

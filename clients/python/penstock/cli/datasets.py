@@ -121,9 +121,7 @@ def _show(dataset: Dataset, as_json: bool) -> None:
         print_message(dataset)
         return
     counts = dataset.split_counts
-    columns = [
-        f"{column.name} ({enum_word(ColumnType.Name(column.type), 'COLUMN_TYPE_')})" for column in dataset.columns
-    ]
+    columns = [f"{column.name} ({enum_word(ColumnType.DESCRIPTOR, column.type)})" for column in dataset.columns]
     shown = columns if len(columns) <= 8 else [*columns[:4], f"… {len(columns) - 5} more …", columns[-1]]
     print_fields(
         [

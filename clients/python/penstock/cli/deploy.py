@@ -81,7 +81,7 @@ def status(client: Client, model: str, as_json: bool) -> None:
         (
             item.model,
             item.version,
-            enum_word(ServingState.Name(item.state), "SERVING_STATE_"),
+            enum_word(ServingState.DESCRIPTOR, item.state),
             f"{item.weight} %",
             when(item.update_time),
             item.message,

@@ -36,7 +36,10 @@ def infer(
     """
     client_inference = client.asynchronous.inference
     metadata = client.wait(client_inference.model_metadata(model, version))
-    arrays = dict(_parse(text, metadata) for text in inputs)
+    parsed = [_parse(text, metadata) for text in inputs]
+    arrays = dict(parsed)
+    if len(arrays) < len(parsed):
+        raise click.BadParameter("an input is given twice", param_hint="VALUE")
     try:
         result = client.inference.infer(model, arrays, version, outputs, timeout_s)
     except (TypeError, ValueError) as error:

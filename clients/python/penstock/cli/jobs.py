@@ -133,7 +133,7 @@ def list_jobs(client: Client, states: tuple[str, ...], dataset: str, model: str,
     """List training jobs, newest first."""
     from penstock.api.training.v1.training_service_pb2 import JobFilter
 
-    known = {enum_word(name, "JOB_STATE_"): value for name, value in JobState.items()}
+    known = {enum_word(JobState.DESCRIPTOR, value): value for value in JobState.values()}
     unknown = [state for state in states if state not in known]
     if unknown:
         raise click.BadParameter(f"{unknown[0]!r}: expected one of {', '.join(known)}", param_hint="--state")
@@ -238,7 +238,7 @@ def _show(job: Job, as_json: bool) -> None:
 
 
 def _state(job: Job) -> str:
-    return enum_word(JobState.Name(job.state), "JOB_STATE_")
+    return enum_word(JobState.DESCRIPTOR, job.state)
 
 
 def _version(job: Job) -> str:

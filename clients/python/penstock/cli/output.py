@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 import grpc
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -110,9 +111,13 @@ def when(timestamp: Timestamp) -> str:
     return timestamp.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%S") if timestamp.seconds else ""
 
 
-def enum_word(name: str, prefix: str) -> str:
-    """`JOB_STATE_RUNNING` as a person reads it: `running`."""
-    return name.removeprefix(prefix).lower().replace("_", " ")
+def enum_word(enum: EnumDescriptor, value: int) -> str:
+    """A value as a person reads it: `running` for `JOB_STATE_RUNNING`; its number if a newer server sent it."""
+    if value not in enum.values_by_number:
+        return str(value)
+    # Every name begins with that of the zero value, less its own last word.
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return enum.values_by_number[value].name.removeprefix(prefix).lower().replace("_", " ")
 
 
 def size_text(size_bytes: float) -> str:

@@ -74,10 +74,10 @@ class JobProgress:
             case "epoch_metrics":
                 self._show_epoch(event)
             case "progress":
-                phase = enum_word(Phase.Name(event.progress.phase), "PHASE_")
+                phase = enum_word(Phase.DESCRIPTOR, event.progress.phase)
                 self._advance(phase, event.progress.fraction)
             case "log_line" if event.log_line.severity != LogSeverity.LOG_SEVERITY_INFO:
-                severity = enum_word(LogSeverity.Name(event.log_line.severity), "LOG_SEVERITY_")
+                severity = enum_word(LogSeverity.DESCRIPTOR, event.log_line.severity)
                 self._console.print(f"{severity}: {visible(event.log_line.text)}", markup=False, highlight=False)
 
     def _advance(self, part: str, fraction: float) -> None:
@@ -88,7 +88,7 @@ class JobProgress:
         self._progress.update(self._task, completed=fraction)
 
     def _show_state(self, event: JobEvent) -> None:
-        state = enum_word(JobState.Name(event.state_change.state), "JOB_STATE_")
+        state = enum_word(JobState.DESCRIPTOR, event.state_change.state)
         self._advance(state, 1.0 if event.state_change.state in FINAL else 0.0)
         if event.state_change.message:
             self._console.print(f"{state}: {visible(event.state_change.message)}", markup=False, highlight=False)

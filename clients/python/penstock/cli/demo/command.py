@@ -30,7 +30,7 @@ from penstock.cli.demo.digits import ALIAS, DATASET, JOB, LABEL, MODEL, write_di
 from penstock.cli.demo.pictures import draw_confusion, draw_curves
 from penstock.cli.deploy import wait_until_ready
 from penstock.cli.jobs import follow
-from penstock.cli.output import explain, print_json
+from penstock.cli.output import enum_word, explain, print_json
 from penstock.cli.progress import working
 from penstock.cli.supervisor import ServiceDiedError, running_services
 from penstock.client import Addresses, Client, PenstockError
@@ -127,7 +127,9 @@ def _story(addresses: Addresses, folder: Path, output: Path, say: Callable[[str]
 
         job = follow(client, client.jobs.create(JOB).job_id)
         if job.state != JobState.JOB_STATE_SUCCEEDED:
-            raise click.ClickException(f"Job {job.job_id} ended as {JobState.Name(job.state)}: {job.error.message}")
+            raise click.ClickException(
+                f"Job {job.job_id} has {enum_word(JobState.DESCRIPTOR, job.state)}: {job.error.message}"
+            )
         version = job.result.version
         parity = job.result.parity
         difference = f"{parity.max_absolute_error:.1e}"
