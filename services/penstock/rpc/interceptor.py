@@ -1,11 +1,11 @@
 """What happens around every call: request id, deadline, errors to status, access log."""
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -50,6 +50,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._unary_timeout_s = unary_timeout_s
         self._max_message_bytes = max_message_bytes
         self._draining = False
+        self._in_progress = 0
+        self._ended = asyncio.Event()
 
     def drain(self) -> None:
         """Refuses every call that comes from now on, with a status that lets its caller go elsewhere.
@@ -57,6 +59,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         A server that is being stopped answers CANCELLED instead, which clients do not retry.
         """
         self._draining = True
+
+    async def finished(self, limit_s: float) -> None:
+        """Returns when no call is in progress any more, or at the limit."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._in_progress:
+                    self._ended.clear()
+                    await self._ended.wait()
 
     async def intercept_service(
         self,
@@ -79,9 +89,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = _Call(method, request_id, context)
             timeout = asyncio.timeout(self._limit_s(handler, context))
             try:
-                self._admit(method)
-                async with timeout:
-                    response = self._written(handler, await function(_read(handler, request), context))
+                with self._admitted(method):
+                    async with timeout:
+                        response = self._written(handler, await function(_read(handler, request), context))
             except TimeoutError as error:
                 late = DeadlineError("The call took longer than its deadline, or than this server allows.")
                 await call.fail(late if timeout.expired() else error)
@@ -100,10 +110,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def run(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # any message
             call = _Call(method, request_id, context)
             try:
-                self._admit(method)
-                async with aclosing(function(_read(handler, request), context)) as responses:
-                    async for response in responses:
-                        yield self._written(handler, response)
+                with self._admitted(method):
+                    async with contextlib.aclosing(function(_read(handler, request), context)) as responses:
+                        async for response in responses:
+                            yield self._written(handler, response)
             except BaseException as error:
                 await call.fail(error)
                 raise
@@ -112,10 +122,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return run
 
-    def _admit(self, method: str) -> None:
-        # Health has an answer of its own while draining.
-        if self._draining and not method.startswith(_QUIET_SERVICES):
+    @contextlib.contextmanager
+    def _admitted(self, method: str) -> Iterator[None]:
+        # Health has an answer of its own while draining, and neither it nor reflection is waited for.
+        if method.startswith(_QUIET_SERVICES):
+            yield
+            return
+        if self._draining:
             raise NotReadyError("The server is shutting down. Call another one, or this one again later.")
+        self._in_progress += 1
+        try:
+            yield
+        finally:
+            self._in_progress -= 1
+            self._ended.set()
 
     def _written(self, handler: Handler, response: Any) -> Any:  # noqa: ANN401  # any message
         """The answer in bytes. Above the limit grpc would refuse it too, with a trace in the log and no remedy."""

@@ -110,10 +110,12 @@ async def listening(settings: ServerSettings, application: Application) -> Async
         health.drain()
         # New calls are refused before the streams end: their clients come back at once.
         interceptor.drain()
+        cut_off = asyncio.get_running_loop().time() + settings.drain_s
         try:
             await application.drain()
+            await interceptor.finished(settings.drain_s)
         finally:
-            await server.stop(settings.drain_s)
+            await server.stop(max(0.0, cut_off - asyncio.get_running_loop().time()))
 
 
 def _add_reflection(server: grpc.aio.Server, services: Sequence[Service]) -> None:
