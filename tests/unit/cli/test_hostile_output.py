@@ -46,9 +46,13 @@ def test_a_name_is_whole_in_a_narrow_terminal(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the file that is always full is Linux's")
-def test_a_full_disk_behind_standard_output_is_told():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_told(unbuffered: str):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        result = subprocess.run([PENSTOCK, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        result = subprocess.run(
+            [PENSTOCK, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
     assert result.returncode == 1
     assert result.stderr.startswith("Error: ")
     assert "No space left" in result.stderr

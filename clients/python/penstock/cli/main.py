@@ -1,9 +1,9 @@
 """The `penstock` command itself. What a command needs is imported when it runs, so that help answers at once."""
 
 import importlib
+import os
 import sys
 from importlib.metadata import version
-from typing import Any
 
 try:
     import click
@@ -62,10 +62,16 @@ def penstock() -> None:
     """
 
 
-def main(**extra: Any) -> None:  # noqa: ANN401  # passed on to click as it is
+def main() -> None:
     """Runs the command of this process's arguments and exits."""
     try:
-        penstock(prog_name="penstock", **extra)
+        try:
+            penstock(prog_name="penstock")
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
     except OSError as error:
-        # A reader who has left is click's affair; this is a full disk, or a file that cannot be had.
-        sys.exit(f"Error: {error}")
+        # What is still buffered cannot be written when the interpreter ends either; it would say so with a trace.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # A reader who has left wants to hear nothing more; else this is a full disk, or a file that cannot be had.
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"Error: {error}")
