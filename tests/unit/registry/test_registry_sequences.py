@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
@@ -178,7 +178,7 @@ def expecting_the_error_of(model: Model, name: str, values: list[object]) -> Ite
         yield
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.lists(CHANGES, min_size=5, max_size=25))
 def test_any_sequence(changes: list[tuple[object, ...]]) -> None:
     with TemporaryDirectory() as home:

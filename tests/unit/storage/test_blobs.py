@@ -48,7 +48,7 @@ async def test_round_trip(store: BlobStore, data: bytes) -> None:
 
 
 @given(streams=st.lists(st.lists(st.binary(max_size=40), max_size=4), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 async def test_any_chunking_and_any_resuming_give_the_same_blob(tmp_path: Path, streams: list[list[bytes]]) -> None:
     data = b"".join(chunk for chunks in streams for chunk in chunks)
     ref = BlobRef(digest_of(data), len(data))
