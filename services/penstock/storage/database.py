@@ -140,21 +140,27 @@ def _configure_sqlite(engine: AsyncEngine, connections: WeakSet[aiosqlite.Connec
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
-def _sqlite_connection(
+async def _sqlite_connection(
     connections: WeakSet[aiosqlite.Connection],
     *arguments: Any,  # noqa: ANN401  # what SQLAlchemy passes on
     **parameters: Any,  # noqa: ANN401
 ) -> aiosqlite.Connection:
-    """A connection that can be stopped twice.
+    """An open connection that can be stopped twice, and that is closed if nobody waits for it any more.
 
-    SQLAlchemy does so when a task is cancelled a second time, while it closes; aiosqlite never answers the second stop,
-    because the thread that would answer has ended, and the closing task would wait for ever.
+    SQLAlchemy stops a connection again when a task is cancelled a second time, while it closes; aiosqlite never answers
+    the second stop, because the thread that would answer has ended, and the closing task would wait for ever.
     """
     connection = aiosqlite.connect(*arguments, **parameters)
     connection._thread.daemon = True  # noqa: SLF001  # as SQLAlchemy does with connections that it makes itself
     connection.stop = functools.cache(connection.stop)  # type: ignore[method-assign]  # see above
     connections.add(connection)
-    return connection
+    opening = asyncio.ensure_future(connection)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread opens the file all the same.
+        opening.add_done_callback(lambda opened: opened.cancelled() or opened.exception() or connection.stop())
+        raise
 
 
 async def _stopped(connections: WeakSet[aiosqlite.Connection]) -> None:

@@ -26,9 +26,11 @@ layers = keras.layers
 Model = Any  # Keras publishes no types
 
 # Keras reads its variables with numpy.array, which NumPy 2 warns of; only saving does so, not converting.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    # TensorFlow's AutoGraph builds syntax trees in a way that Python 3.13 deprecates.
+    pytest.mark.filterwarnings("ignore:.*got an unexpected keyword argument .___pyct_anno:DeprecationWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
