@@ -6,7 +6,7 @@ READY := .venv/.ready
 SLIM := .cache/slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types fences protos slim-test wheel-test bench-command format lock clean
+.PHONY: help setup demo test check lint types fences protos slim-test wheel-test bench bench-quick bench-command format lock clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,12 @@ slim-test: setup  ## The tests of inference, rpc and client in an environment wi
 
 wheel-test: setup  ## What is in the wheel, and that it installs.
 	$(BIN)/pytest tests/packaging
+
+bench: setup  ## Measure the inference service beside its references: ten minutes.
+	@$(BIN)/python -m tests.benchmarks.inference
+
+bench-quick: setup  ## The same, short: whether it works, not how fast it is.
+	@$(BIN)/python -m tests.benchmarks.inference --quick
 
 bench-command: setup  ## How long the command takes to answer.
 	@$(BIN)/python tests/benchmarks/command.py

@@ -1,51 +1,139 @@
 """The inference service, put together."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import grpc
 
 from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from penstock.api.registry.v1.deployment_service_pb2_grpc import DeploymentServiceStub
-from penstock.inference.batcher import BatchLimits
 from penstock.inference.bundle_cache import BundleCache
+from penstock.inference.control import ModelControl
+from penstock.inference.cuda_memory import CudaMemory
+from penstock.inference.folder_models import FolderModels
 from penstock.inference.follower import Follower
-from penstock.inference.loader import OnnxLoader
-from penstock.inference.oip_servicer import InferenceServicer
+from penstock.inference.index import RegistryControl
+from penstock.inference.loader import RegistryLoader
+from penstock.inference.log_settings import LogSettings
+from penstock.inference.metrics import LoadMetrics, MetricsCollector, VersionMetrics, on_loop, serve_metrics
+from penstock.inference.oip_servicer import InferenceServicer, Memory
+from penstock.inference.onnx_model import OnnxOptions
+from penstock.inference.opener import ModelOpener
 from penstock.inference.repository import Repository
+from penstock.inference.response_cache import ResponseCache
+from penstock.inference.served_version import ServedVersion, State
 from penstock.inference.serving_servicer import ServingServicer
 from penstock.inference.settings import InferenceSettings
-from penstock.rpc.server import Application
+from penstock.inference.shared_memory import SharedMemory
+from penstock.inference.trace_settings import TraceConfig, TraceSettings
+from penstock.inference.tracing import Tracer
+from penstock.inference.uploads import Uploads
+from penstock.rpc.application import Application
 from penstock.storage.home import locked_home
+
+# Trace files together; clients switch tracing on, the disk is the operator's.
+_MAX_TRACE_BYTES = 1024**3
 
 
 @asynccontextmanager
 async def application(settings: InferenceSettings) -> AsyncIterator[Application]:
     """The running service. Raises `StartupError` if its home cannot be had; a registry that is down is no error."""
-    with locked_home(settings.service_home) as home:
-        async with _channel(settings) as channel:
-            cache = BundleCache(home / "cache", ArtifactServiceStub(channel))
-            loader = OnnxLoader(cache, home / "workspace", settings.threads_per_run, settings.warm_up)
-            repository = Repository(loader, BatchLimits(settings.max_batch_size, settings.max_queue_size))
-            follower = Follower(DeploymentServiceStub(channel), repository, home / "desired.binpb")
-            follower.restore()
-            following = asyncio.create_task(follower.run())
+    async with AsyncExitStack() as stack:
+        home = stack.enter_context(locked_home(settings.service_home))
+        loads = LoadMetrics()
+        repository, control = await _models(settings, home, loads, stack)
+        memory = Memory(SharedMemory(settings.allow_client_shm), CudaMemory(settings.allow_client_shm))
+        stack.callback(memory.close)
+        tracer = _tracer(settings, repository)
+        stack.push_async_callback(asyncio.to_thread, tracer.close)
+        if settings.metrics_port >= 0:
+            collector = MetricsCollector(on_loop(asyncio.get_running_loop(), lambda: _snapshot(repository)), loads)
+            metrics = serve_metrics(settings.host, settings.metrics_port, collector)
+            stack.push_async_callback(asyncio.to_thread, metrics.close)
 
-            async def drain() -> None:
-                repository.drain()
+        async def drain() -> None:
+            repository.drain()
 
-            try:
-                services = [
-                    InferenceServicer(repository, settings.server_name).service(),
-                    ServingServicer(repository).service(),
-                ]
-                yield Application(services, drain)
-            finally:
-                following.cancel()
-                with suppress(asyncio.CancelledError):
-                    await following
-                await repository.close()
+        servicer = InferenceServicer(repository, control, memory, LogSettings(), tracer, settings.server_name)
+        yield Application([servicer.service(), ServingServicer(repository).service()], drain)
+
+
+async def _models(
+    settings: InferenceSettings, home: Path, loads: LoadMetrics, stack: AsyncExitStack
+) -> tuple[Repository, ModelControl]:
+    """The repository, kept in step with its source for as long as the stack is open."""
+    options = OnnxOptions(
+        max_batch_size=settings.max_batch_size,
+        intra_op_threads=settings.intra_op_threads,
+        warm_up=settings.warm_up,
+        inline_threshold_us=settings.inline_threshold_us,
+        execution_providers=tuple(name.strip() for name in settings.execution_providers.split(",")),
+    )
+    cache = ResponseCache(settings.cache_bytes) if settings.cache_bytes else None
+
+    def lookup(name: str, number: str) -> ServedVersion:
+        return repository.describe(name, number)
+
+    opener = ModelOpener(options, settings.max_queue_size, cache, lookup)
+    if settings.repository is not None:
+        repository = Repository(lambda _: None, loads, retries=False)
+        stack.push_async_callback(repository.close)
+        models = FolderModels(
+            settings.repository,
+            repository,
+            opener,
+            Uploads(home / "uploads"),
+            explicit=settings.mode == "explicit",
+        )
+        await models.start([name for name in settings.load_model.split(",") if name])
+        if settings.mode == "poll":
+            _in_background(models.poll(settings.poll_interval_s), stack)
+        return repository, models
+    repository = await _following(settings, home, loads, opener, stack)
+    return repository, RegistryControl(repository)
+
+
+async def _following(
+    settings: InferenceSettings, home: Path, loads: LoadMetrics, opener: ModelOpener, stack: AsyncExitStack
+) -> Repository:
+    """A repository that follows the registry's deployments."""
+    channel = await stack.enter_async_context(_channel(settings))
+    loader = RegistryLoader(BundleCache(home / "cache", ArtifactServiceStub(channel)), home / "workspace", opener)
+    repository = Repository(loader.prune, loads, retries=True)
+    stack.push_async_callback(repository.close)
+    follower = Follower(DeploymentServiceStub(channel), repository, loader, home / "desired.binpb")
+    follower.restore()
+    _in_background(follower.run(), stack)
+    return repository
+
+
+def _in_background(work: Coroutine[object, object, None], stack: AsyncExitStack) -> None:
+    """Runs until the stack is closed."""
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    stack.push_async_callback(end)
+
+
+def _tracer(settings: InferenceSettings, repository: Repository) -> Tracer:
+    traces = TraceSettings(
+        TraceConfig(), settings.trace_file, settings.otlp_endpoint, lambda model: repository.describe(model, "")
+    )
+    return Tracer(traces, _MAX_TRACE_BYTES)
+
+
+def _snapshot(repository: Repository) -> list[VersionMetrics]:
+    return [
+        VersionMetrics(held.model, str(held.number), held.statistics, held.pending)
+        for held in repository.versions()
+        if held.state is State.READY
+    ]
 
 
 def _channel(settings: InferenceSettings) -> grpc.aio.Channel:

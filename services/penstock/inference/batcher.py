@@ -1,172 +1,264 @@
-"""Requests of one version, gathered into batches while the engine is busy.
+"""Requests of one version, gathered into batches while its instances are busy.
 
-An idle engine runs at once; while it runs, the queue grows; the next batch takes what has come. The event loop owns all
-state; only gather, run and split happen on the batcher's thread.
+An idle instance runs what came within one tick of the event loop; while it runs, the queue grows; the next batch takes
+what has come. The event loop owns all state; only `Instance.run` happens elsewhere, for models that are too slow for
+the loop.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from time import perf_counter_ns
 
-import numpy as np
 import structlog
 
-from penstock.inference.engine import Engine
+from penstock.inference.batch_options import BatchOptions
+from penstock.inference.gather import row_key
+from penstock.inference.inference import Inference
+from penstock.inference.instance import Executed, Instance
+from penstock.inference.queue import Queue, Waiting
 from penstock.inference.signature import Signature
+from penstock.inference.statistics import Statistics
 from penstock.inference.tensors import Array
-from penstock.rpc.errors import NotReadyError, PenstockError
-
-# The shapes of a request's inputs without their first axis; requests with equal ones fit into one batch.
-RowShape = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Inference:
-    """One request that agrees with its version's signature. `outputs` are the wanted ones, in the wanted order."""
-
-    inputs: Mapping[str, Array]
-    outputs: tuple[str, ...]
-    rows: int
-
-
-@dataclass(frozen=True)
-class BatchLimits:
-    """Most rows in one run, and most requests that wait."""
-
-    max_batch_size: int
-    max_queue_size: int
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    inference: Inference
-    row_shape: RowShape
-    answer: asyncio.Future[list[Array]]
-
-
-_Batch = list[_Waiting]
+from penstock.rpc.errors import DeadlineError, InvalidFieldError, NotReadyError
+from penstock.rpc.logs import debug_enabled
 
 _log = structlog.get_logger("penstock.inference.batcher")
 
 
-class Batcher:
-    """The queue of one engine, and the engine's only caller. `title` names the version in errors and logs."""
+class _Batch:
+    """Requests that run together, and what came of them."""
 
-    def __init__(self, title: str, engine: Engine, signature: Signature, limits: BatchLimits) -> None:
+    __slots__ = ("executed", "inferences", "requests", "rows")
+
+    def __init__(self, requests: list[Waiting]) -> None:
+        self.requests = requests
+        self.inferences = [waiting.inference for waiting in requests]
+        self.rows = sum([one.rows for one in self.inferences])
+        self.executed: list[Executed] | None = None
+
+
+class Batcher:
+    """The queue of one version, and its instances' only caller. `title` names the version in errors and logs."""
+
+    def __init__(
+        self,
+        title: str,
+        instances: Sequence[Instance],
+        signature: Signature,
+        options: BatchOptions,
+        statistics: Statistics,
+    ) -> None:
         self._title = title
-        self._engine = engine
+        self._instances = instances
         self._signature = signature
-        self._limits = limits
-        self._queue: deque[_Waiting] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="penstock-engine")
-        self._working: asyncio.Task[None] | None = None
+        self._options = options
+        self._statistics = statistics
+        self._queue = Queue(options.priority_levels)
+        self._idle: list[Instance] = list(reversed(instances))
+        # Batches in the order in which they were begun, for models that answer in order.
+        self._begun: deque[_Batch] = deque()
+        self._working: set[asyncio.Future[list[Executed]]] = set()
+        self._scheduled: asyncio.Handle | None = None
         self._draining = False
+        self._drained = asyncio.Event()
 
     async def infer(self, inference: Inference) -> list[Array]:
         """The wanted outputs of one request. A caller that is cancelled while it waits is not run.
 
-        Raises `NotReadyError` if the queue is full or draining, and what the engine raises.
+        Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long,
+        `InvalidFieldError` for a priority that the model does not have, and what the engine raises.
         """
-        if self._draining:
-            raise NotReadyError(f"{self._title} is being unloaded. Send the request again.")
-        self._refuse_if_full()
-        answer = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(inference, _row_shape(inference), answer))
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
-        outputs: list[Array] = await answer
-        return outputs
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Array]] = loop.create_future()
+        self._enqueue(loop, inference, answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._statistics.failed(inference, "CANCELED")
+            raise
+
+    async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+        """The one answer of a model that is not decoupled."""
+        yield await self.infer(inference)
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
 
     async def close(self) -> None:
-        """Finishes what is queued, takes nothing new, and closes the engine."""
+        """Finishes what is queued, takes nothing new, and closes the instances."""
         self._draining = True
-        if self._working is not None:
-            await asyncio.wait([self._working])
-        await asyncio.to_thread(self._thread.shutdown)
-        self._engine.close()
+        if self._queue or self._working:
+            self._schedule(asyncio.get_running_loop())
+            await self._drained.wait()
+        for instance in self._instances:
+            await instance.close()
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while batch := self._schedule():
-                outcomes = await loop.run_in_executor(self._thread, self._run, batch)
-                _settle(batch, outcomes)
-        finally:
-            self._working = None
+    def _enqueue(
+        self, loop: asyncio.AbstractEventLoop, inference: Inference, answer: "asyncio.Future[list[Array]]"
+    ) -> None:
+        options = self._options
+        level = inference.priority or options.default_level
+        if self._draining:
+            self._reject(inference, f"{self._title} is being unloaded. Send the request again.")
+        if level > options.priority_levels:
+            raise InvalidFieldError.of(
+                "parameters[priority]",
+                f"{self._title}: expected a level of 1 to {options.priority_levels}, or 0; got {level}",
+            )
+        policy = options.policy(level)
+        if self._queue.length(level) >= policy.max_queue_size:
+            self._queue.discard_left(level)
+            if (size := self._queue.length(level)) >= policy.max_queue_size:
+                self._reject(
+                    inference,
+                    f"{self._title} has {size} requests waiting, as many as max_queue_size allows. "
+                    f"Send the request again after a pause.",
+                )
+        waiting = Waiting(inference, row_key(self._signature, options.padding, inference), answer)
+        self._queue.append(level, waiting)
+        if limit_us := policy.timeout_of(inference.timeout_us):
+            waited_too_long = self._delay if policy.delays else self._expire
+            waiting.timer = loop.call_later(limit_us / 1e6, waited_too_long, waiting, level, limit_us)
+        if self._idle and self._scheduled is None:
+            self._scheduled = loop.call_soon(self._work)
 
-    def _schedule(self) -> _Batch:
-        """The longest waiting request, and those behind it that fit beside it, in their order."""
-        batch: _Batch = []
-        passed_over: _Batch = []
-        rows = 0
-        while self._queue and (not batch or (self._signature.batched and rows < self._limits.max_batch_size)):
-            waiting = self._queue.popleft()
-            if waiting.answer.done():
-                continue
-            if batch and not self._fits(waiting, batch, rows):
-                passed_over.append(waiting)
-                continue
-            batch.append(waiting)
-            rows += waiting.inference.rows
-        self._queue.extendleft(reversed(passed_over))
-        return batch
+    def _reject(self, inference: Inference, message: str) -> None:
+        self._statistics.failed(inference, "REJECTED")
+        raise NotReadyError(message)
 
-    def _fits(self, waiting: _Waiting, batch: _Batch, rows: int) -> bool:
-        fits = rows + waiting.inference.rows <= self._limits.max_batch_size
-        return fits and waiting.row_shape == batch[0].row_shape
-
-    def _run(self, batch: _Batch) -> list[list[Array] | Exception]:
-        """An outcome for each request. A batch that fails is run again one by one: only the request at fault fails."""
-        try:
-            return list(self._run_together([waiting.inference for waiting in batch]))
-        except Exception as error:  # whatever it is, it belongs to the caller and not to this thread
-            if len(batch) == 1:
-                return [error]
-            _log.warning("batch failed, running its requests one by one", version=self._title, error=str(error))
-        return [outcome for waiting in batch for outcome in self._run([waiting])]
-
-    def _run_together(self, batch: Sequence[Inference]) -> Sequence[list[Array]]:
-        if len(batch) == 1:
-            return [self._engine.run(batch[0].inputs, batch[0].outputs)]
-        wanted = [name for name in self._signature.outputs if any(name in inference.outputs for inference in batch)]
-        inputs = {name: np.concatenate([one.inputs[name] for one in batch]) for name in self._signature.inputs}
-        answers = dict(zip(wanted, self._engine.run(inputs, wanted), strict=True))
-        return self._split(batch, answers)
-
-    def _split(self, batch: Sequence[Inference], answers: Mapping[str, Array]) -> Sequence[list[Array]]:
-        total = sum(inference.rows for inference in batch)
-        for name, answer in answers.items():
-            if answer.shape[:1] != (total,):
-                raise PenstockError(f"Output {name!r} has shape {list(answer.shape)} for a batch of {total} rows.")
-        parts, start = [], 0
-        for inference in batch:
-            end = start + inference.rows
-            parts.append([answers[name][start:end] for name in inference.outputs])
-            start = end
-        return parts
-
-    def _refuse_if_full(self) -> None:
-        if len(self._queue) < self._limits.max_queue_size:
-            return
-        self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
-        if len(self._queue) >= self._limits.max_queue_size:
-            raise NotReadyError(
-                f"{self._title} has {len(self._queue)} requests waiting, as many as max_queue_size allows. "
-                f"Send the request again after a pause."
+    def _expire(self, waiting: Waiting, level: int, limit_us: int) -> None:
+        if not waiting.answer.done():
+            self._statistics.failed(waiting.inference, "REJECTED")
+            waiting.answer.set_exception(
+                DeadlineError(f"The request's timeout of {limit_us / 1e6:g} s passed before it was run.")
             )
 
+    def _delay(self, waiting: Waiting, level: int, limit_us: int) -> None:
+        if not waiting.answer.done():
+            self._queue.put_behind(level, waiting)
 
-def _settle(batch: _Batch, outcomes: Sequence[list[Array] | Exception]) -> None:
-    for waiting, outcome in zip(batch, outcomes, strict=True):
-        if waiting.answer.done():
-            continue
-        if isinstance(outcome, Exception):
-            waiting.answer.set_exception(outcome)
-        else:
-            waiting.answer.set_result(outcome)
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._scheduled is None:
+            self._scheduled = loop.call_soon(self._work)
 
+    def _work(self) -> None:
+        """Gives idle instances what waits. One batch on the loop a tick, so that the loop sees to others, too."""
+        self._scheduled = None
+        loop = asyncio.get_running_loop()
+        while self._idle and self._queue:
+            if (delay_s := self._delay_s()) > 0:
+                self._scheduled = loop.call_later(delay_s, self._work)
+                return
+            if not (requests := self._take()):
+                break
+            if self._begin(loop, requests):
+                break
+        if self._queue and self._idle:
+            self._schedule(loop)
+        elif self._draining and not self._queue and not self._working:
+            self._drained.set()
 
-def _row_shape(inference: Inference) -> RowShape:
-    return tuple(array.shape[1:] for _, array in sorted(inference.inputs.items()))
+    def _delay_s(self) -> float:
+        """How long a batch that is not full yet may still wait for others."""
+        options = self._options
+        if not options.max_queue_delay_us or self._draining:
+            return 0
+        rows, oldest_ns = self._queue.waiting_rows()
+        full = options.preferred_batch_sizes[0] if options.preferred_batch_sizes else options.max_batch_size
+        if oldest_ns is None or rows >= full:
+            return 0
+        return options.max_queue_delay_us / 1e6 - (perf_counter_ns() - oldest_ns) / 1e9
+
+    def _take(self) -> list[Waiting]:
+        options = self._options
+        limit = options.max_batch_size
+        if options.preferred_batch_sizes:
+            rows, _ = self._queue.waiting_rows()
+            limit = max((size for size in options.preferred_batch_sizes if size <= rows), default=limit)
+        requests = self._queue.take(limit)
+        for waiting in requests:
+            if waiting.timer is not None:
+                waiting.timer.cancel()
+        return requests
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, requests: list[Waiting]) -> bool:
+        """Runs a batch, on the loop if it is small enough for that: then it is done, and the answer is true."""
+        instance = self._idle[-1]
+        batch = _Batch(requests)
+        self._begun.append(batch)
+        if batch.rows <= instance.loop_rows:
+            self._settle(batch, instance.run(self._title, batch.inferences))
+            return True
+        self._idle.pop()
+        running, stop = instance.run_on_thread(self._title, batch.inferences)
+        self._working.add(running)
+        alive = len(requests)
+
+        def left(answer: "asyncio.Future[list[Array]]") -> None:
+            nonlocal alive
+            alive -= 1
+            # Nobody is left to answer; the answers of a run that ended count as left, too, which hurts nobody.
+            if not alive:
+                stop.stop()
+
+        for waiting in requests:
+            waiting.answer.add_done_callback(left)
+
+        def ended(future: "asyncio.Future[list[Executed]]") -> None:
+            self._working.discard(future)
+            self._idle.append(instance)
+            self._settle(batch, future.result())
+            if self._queue or self._draining:
+                self._schedule(loop)
+
+        running.add_done_callback(ended)
+        return False
+
+    def _settle(self, batch: _Batch, executed: list[Executed]) -> None:
+        batch.executed = executed
+        if not self._options.preserve_ordering:
+            self._begun.remove(batch)
+            self._answer(batch, executed)
+            return
+        while self._begun and (known := self._begun[0].executed) is not None:
+            self._answer(self._begun.popleft(), known)
+
+    def _answer(self, batch: _Batch, executed: list[Executed]) -> None:
+        start = 0
+        for one in executed:
+            end = start + len(one.outcomes)
+            self._answer_run(batch.requests[start:end], one)
+            start = end
+
+    def _answer_run(self, requests: list[Waiting], executed: Executed) -> None:
+        run = executed.run
+        succeeded = []
+        for waiting, outcome in zip(requests, executed.outcomes, strict=True):
+            answer = waiting.answer
+            if answer.done():
+                continue
+            if isinstance(outcome, list):
+                waiting.inference.run = run
+                succeeded.append(waiting.inference)
+                answer.set_result(outcome)
+            else:
+                self._statistics.failed(waiting.inference, "BACKEND")
+                answer.set_exception(outcome)
+        run.settled_ns = perf_counter_ns()
+        if succeeded:
+            self._statistics.succeeded(run, succeeded)
+        if debug_enabled():
+            _log.debug(
+                "batch",
+                version=self._title,
+                requests=len(requests),
+                rows=run.rows,
+                waiting=len(self._queue),
+                queue_us=(run.start_ns - requests[0].inference.arrival_ns) // 1000,
+                gather_us=(run.gathered_ns - run.start_ns) // 1000,
+                run_us=(run.ran_ns - run.gathered_ns) // 1000,
+                settle_us=(run.settled_ns - run.ran_ns) // 1000,
+            )

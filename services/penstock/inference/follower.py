@@ -11,7 +11,9 @@ from google.protobuf.message import DecodeError
 
 from penstock.api.registry.v1.deployment_service_pb2 import WatchRequest, WatchResponse
 from penstock.inference.backoff import delays_s
+from penstock.inference.loader import RegistryLoader
 from penstock.inference.repository import Repository
+from penstock.inference.wanted import Desired, WantedVersion
 
 if TYPE_CHECKING:
     from penstock.api.registry.v1.deployment_service_pb2_grpc import DeploymentServiceAsyncStub
@@ -22,10 +24,13 @@ _log = structlog.get_logger("penstock.inference.follower")
 class Follower:
     """Applies every desired state that the registry streams to the repository, across broken connections."""
 
-    def __init__(self, registry: "DeploymentServiceAsyncStub", repository: Repository, path: Path) -> None:
+    def __init__(
+        self, registry: "DeploymentServiceAsyncStub", repository: Repository, loader: RegistryLoader, path: Path
+    ) -> None:
         """`path` is the file that keeps the last desired state."""
         self._registry = registry
         self._repository = repository
+        self._loader = loader
         self._path = path
 
     def restore(self) -> None:
@@ -40,7 +45,7 @@ class Follower:
             )
             return
         _log.info("desired state restored", revision=desired.revision, models=len(desired.models))
-        self._repository.apply(desired)
+        self._repository.apply(self._desired(desired))
 
     async def run(self) -> None:
         """Follows until it is cancelled."""
@@ -64,11 +69,27 @@ class Follower:
 
     async def _follow(self, desired: WatchResponse) -> None:
         _log.info("desired state", revision=desired.revision, models=len(desired.models))
-        self._repository.apply(desired)
+        self._repository.apply(self._desired(desired))
         try:
             await asyncio.to_thread(_replace, self._path, desired.SerializeToString())
         except OSError as error:
             _log.error("cannot keep the desired state: a restart needs the registry", error=error.strerror)
+
+    def _desired(self, message: WatchResponse) -> Desired:
+        return Desired.of(
+            message.revision,
+            (
+                WantedVersion(
+                    one.version.model,
+                    one.version.number,
+                    one.version.bundle_digest,
+                    one.weight,
+                    self._loader.source(one.version),
+                )
+                for model in message.models
+                for one in model.versions
+            ),
+        )
 
 
 def _replace(path: Path, data: bytes) -> None:

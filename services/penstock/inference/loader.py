@@ -1,72 +1,89 @@
-"""From a version that is to be served to an engine that can: fetch, check, open, warm up."""
+"""From a version of the registry to a model that can be served: fetch its files, check them, open it."""
 
 import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from penstock.api.registry.v1.model_pb2 import Version
 from penstock.inference.bundle_cache import BundleCache
-from penstock.inference.engine import Engine
+from penstock.inference.config_text import parse_config
 from penstock.inference.external_data import external_locations
-from penstock.inference.onnx_engine import OnnxEngine
-from penstock.inference.signature import BATCH, Signature, Tensor
-from penstock.inference.tensors import BYTES, Array
-from penstock.rpc.errors import InvalidFieldError, NotReadyError, PenstockError, WrongStateError
+from penstock.inference.inference import Loaded
+from penstock.inference.model_config import ONNX, backend_of
+from penstock.inference.opening import ModelFiles, Opener
+from penstock.inference.signature import Signature
+from penstock.oip.model_config_pb2 import ModelConfig
+from penstock.rpc.errors import InvalidFieldError, NotReadyError, WrongStateError
 from penstock.rpc.validation import validating
 
 MODEL = "model.onnx"
-
-# Sizes to try for dynamic axes other than the rows: a convolution may need more than one step.
-_WARM_UP_SIZES = (1, 16, 256)
+CONFIG = "config.pbtxt"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A version that can be served."""
+class RegistrySource:
+    """One version of the registry."""
 
-    signature: Signature
-    engine: Engine
+    def __init__(self, loader: "RegistryLoader", version: Version) -> None:
+        self._loader = loader
+        self._version = version
 
+    @property
+    def keeps(self) -> Collection[str]:
+        """The digests of all its files."""
+        return [blob.digest for blob in self._version.files.values()]
 
-class Loader(Protocol):
-    """Brings versions into memory, and keeps what it needs for that."""
-
-    async def load(self, version: Version) -> Loaded:
-        """Raises `PenstockError` where the version cannot be served; the text says why and what to do."""
-
-    def prune(self, keep: set[str]) -> None:
-        """Forgets every file whose digest is not to be kept."""
+    async def load(self) -> Loaded:
+        return await self._loader.load(self._version)
 
 
-class OnnxLoader:
-    """The loader of bundles with a `model.onnx`. Opens one at a time: opening takes more memory than serving."""
+class RegistryLoader:
+    """Loads bundles with a `model.onnx`. Opens one at a time: opening takes more memory than serving."""
 
-    def __init__(self, cache: BundleCache, workspace: Path, threads: int, warm_up: bool) -> None:
+    def __init__(self, cache: BundleCache, workspace: Path, opener: Opener) -> None:
         """`workspace` is a folder of the loader's own; what a crash left in it is removed."""
         shutil.rmtree(workspace, ignore_errors=True)
         workspace.mkdir(mode=0o700, parents=True)
         self._cache = cache
         self._workspace = workspace
-        self._threads = threads
-        self._warm_up = warm_up
+        self._opener = opener
         self._opening = asyncio.Semaphore(1)
 
-    async def load(self, version: Version) -> Loaded:
-        signature = Signature.of(version.signature)
-        files = await self._fetch(version)
-        async with self._opening:
-            engine = await asyncio.to_thread(self._open, files, signature)
-        return Loaded(signature, engine)
+    def source(self, version: Version) -> RegistrySource:
+        return RegistrySource(self, version)
 
     def prune(self, keep: set[str]) -> None:
+        """Forgets every file whose digest is not to be kept."""
         self._cache.prune(keep)
+
+    async def load(self, version: Version) -> Loaded:
+        """Raises `PenstockError` where the version cannot be served; the text says why and what to do."""
+        signature = Signature.of(version.signature)
+        files = await self._fetch(version)
+        config = await self._config(version)
+        async with self._opening:
+            with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
+                _link(files, Path(folder))
+                labels = _labels(version, signature)
+                return await self._opener.open(
+                    ModelFiles(version.model, version.number, Path(folder), config, signature, labels)
+                )
+
+    async def _config(self, version: Version) -> ModelConfig:
+        """The configuration that came with the bundle. Code and pipelines are not taken from the registry."""
+        if CONFIG not in version.files:
+            return ModelConfig()
+        path = await self._cache.fetch(CONFIG, version.files[CONFIG])
+        title = f"{CONFIG} of model {version.model!r} version {version.number}"
+        try:
+            config = parse_config(path.read_text(encoding="utf-8"), title)
+        except UnicodeDecodeError as error:
+            raise WrongStateError(f"{title} is not UTF-8: {error.reason}.") from error
+        if backend_of(config) != ONNX:
+            raise WrongStateError(f"{title} asks for backend {backend_of(config)!r}; the registry's models are ONNX.")
+        return config
 
     async def _fetch(self, version: Version) -> Mapping[str, Path]:
         """The files that serving needs: the model and its external data, not what it was converted from."""
@@ -85,72 +102,21 @@ class OnnxLoader:
         data = {name: await self._cache.fetch(name, version.files[name]) for name in sorted(locations)}
         return {**data, MODEL: model}
 
-    def _open(self, files: Mapping[str, Path], signature: Signature) -> Engine:
-        """ONNX Runtime finds external data by name beside the model, so the files get their names back for a moment."""
-        with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
-            for name, path in files.items():
-                try:
-                    os.link(path, Path(folder) / name)
-                except OSError as error:
-                    raise NotReadyError(
-                        f"Cannot link {name!r} from the cache to the workspace beside it: {error.strerror}."
-                    ) from error
-            engine = OnnxEngine(Path(folder) / MODEL, signature, self._threads)
-        if self._warm_up:
-            try:
-                warm_up(engine, signature)
-            except PenstockError:
-                engine.close()
-                raise
-        return engine
 
-
-def warm_up(engine: Engine, signature: Signature) -> None:
-    """Runs an engine on generated rows, one and then two of them, and checks that the answers have as many.
-
-    Raises `WrongStateError` if no size of the dynamic axes makes it run, or answers do not follow the batch.
-    """
-    failure: PenstockError | None = None
-    for size in _sizes(signature):
+def _link(files: Mapping[str, Path], folder: Path) -> None:
+    """ONNX Runtime finds external data by name beside the model, so the files get their names back for a moment."""
+    for name, path in files.items():
         try:
-            for rows in (1, 2) if signature.batched else (1,):
-                answers = engine.run(_generated(signature, rows, size), list(signature.outputs))
-                _check_rows(signature, answers, rows)
-        except WrongStateError:
-            raise
-        except PenstockError as error:
-            failure = error
-        else:
-            return
-    raise WrongStateError(
-        f"Warm-up failed: {failure} If the model cannot take generated values (ones), set warm_up to false."
-    ) from failure
+            os.link(path, folder / name)
+        except OSError as error:
+            raise NotReadyError(
+                f"Cannot link {name!r} from the cache to the workspace beside it: {error.strerror}."
+            ) from error
 
 
-def _sizes(signature: Signature) -> tuple[int, ...]:
-    dynamic = {axis for tensor in signature.inputs.values() for axis in tensor.shape if isinstance(axis, str)}
-    return _WARM_UP_SIZES if dynamic - {BATCH} else _WARM_UP_SIZES[:1]
-
-
-def _generated(signature: Signature, rows: int, size: int) -> dict[str, Array]:
-    """Ones, not zeros: a graph that divides integers by an input ends the process on a zero."""
-    return {name: _ones(tensor, rows, size) for name, tensor in signature.inputs.items()}
-
-
-def _ones(tensor: Tensor, rows: int, size: int) -> Array:
-    shape = [axis if isinstance(axis, int) else rows if axis == BATCH else size for axis in tensor.shape]
-    return np.full(shape, "1" if tensor.datatype is BYTES else 1, tensor.datatype.dtype)
-
-
-def _check_rows(signature: Signature, answers: list[Array], rows: int) -> None:
-    if signature.batched:
-        for name, answer in zip(signature.outputs, answers, strict=True):
-            if answer.shape[:1] != (rows,):
-                raise WrongStateError(
-                    f"Output {name!r} does not follow the batch: expected {rows} rows; got shape {list(answer.shape)}."
-                )
-
-
-def file_digests(version: Version) -> Iterator[str]:
-    """The digests of all files of a version."""
-    return (blob.digest for blob in version.files.values())
+def _labels(version: Version, signature: Signature) -> dict[str, list[str]]:
+    """The version's labels, for the outputs whose last axis has as many elements."""
+    labels = list(version.labels)
+    return {
+        name: labels for name, tensor in signature.outputs.items() if labels and tensor.shape[-1:] == (len(labels),)
+    }

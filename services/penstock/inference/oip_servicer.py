@@ -1,38 +1,109 @@
-"""The Open Inference Protocol over the repository."""
+"""The Open Inference Protocol with Triton's extensions, over the repository and what is beside it."""
 
-import asyncio
 import importlib.metadata
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from penstock.inference.control import ModelControl
+from penstock.inference.cuda_memory import CudaMemory
+from penstock.inference.infer_stream import InferStream
+from penstock.inference.inference import Inference
+from penstock.inference.log_settings import LogSettings
+from penstock.inference.messages import model_metadata, model_statistics
+from penstock.inference.parameters import EMPTY_FINAL_RESPONSE, TIMINGS, RequestParameters
+from penstock.inference.plans import PlannedRequest, Plans
 from penstock.inference.repository import Repository, UnknownModelError
-from penstock.inference.request import RequestReader, timeout_s
+from penstock.inference.request import RequestReader
+from penstock.inference.response import ResponseWriter, final_only, stream_error
 from penstock.inference.served_version import ServedVersion, State
-from penstock.inference.signature import Tensor
-from penstock.inference.tensors import encode_raw
+from penstock.inference.shared_memory import SharedMemory
+from penstock.inference.tensors import Array, Buffer
+from penstock.inference.tracing import Tracer, traceparent_of
+from penstock.inference.wire import LARGE_BYTES, InferRequest, read_infer_request, stream_parts
 from penstock.oip import inference_pb2 as pb
 from penstock.oip import inference_pb2_grpc as rpc
-from penstock.rpc.errors import DeadlineError, InvalidFieldError, NotReadyError, UnimplementedError
+from penstock.rpc.errors import NotFoundError, NotReadyError, PenstockError, UnimplementedError
+from penstock.rpc.methods import Encoded
 from penstock.rpc.server import Service
 
-PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("binary_tensor_data",)
+if TYPE_CHECKING:
+    import grpc
 
-_INDEX_STATES = {
-    State.LOADING: "LOADING",
-    State.READY: "READY",
-    State.DRAINING: "UNLOADING",
-    State.FAILED: "UNAVAILABLE",
-}
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+EXTENSIONS = (
+    "classification",
+    "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "cuda_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
+
+# A line in the log for each of these would cost more than the call.
+_QUIET = frozenset({"ModelInfer", "ModelStreamInfer"})
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The regions of memory that clients share with this server."""
+
+    system: SharedMemory
+    cuda: CudaMemory
+
+    def read(self, region: str, offset: int, byte_size: int) -> Buffer:
+        if self.cuda.has(region):
+            return self.cuda.read(region, offset, byte_size)
+        return self.system.read(region, offset, byte_size)
+
+    def write(self, region: str, offset: int, byte_size: int, data: bytes | memoryview) -> None:
+        if self.cuda.has(region):
+            self.cuda.write(region, offset, byte_size, data)
+        else:
+            self.system.write(region, offset, byte_size, data)
+
+    def close(self) -> None:
+        self.system.close()
+        self.cuda.close()
 
 
 class InferenceServicer(rpc.GRPCInferenceServiceServicer):
-    """Translates between the protocol and the repository."""
+    """Translates between the protocol and the parts of the server."""
 
-    def __init__(self, repository: Repository, server_name: str) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        control: ModelControl,
+        memory: Memory,
+        logs: LogSettings,
+        tracer: Tracer,
+        server_name: str,
+    ) -> None:
         self._repository = repository
+        self._control = control
+        self._memory = memory
+        self._logs = logs
+        self._tracer = tracer
         self._server_name = server_name
+        self._writer = ResponseWriter(memory.write)
+        self._plans = Plans()
 
     def service(self) -> Service:
-        return Service(pb.DESCRIPTOR, lambda server: rpc.add_GRPCInferenceServiceServicer_to_server(self, server))
+        return Service(
+            pb.DESCRIPTOR,
+            lambda server: rpc.add_GRPCInferenceServiceServicer_to_server(self, server),
+            quiet=_QUIET,
+            readers={"ModelInfer": self._read, "ModelStreamInfer": read_infer_request},
+        )
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: object) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -48,60 +119,198 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         return pb.ModelReadyResponse(ready=version.state is State.READY)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: object) -> pb.ServerMetadataResponse:
-        version = importlib.metadata.version("penstock")
-        return pb.ServerMetadataResponse(name=self._server_name, version=version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=self._server_name, version=self._version, extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: object) -> pb.ModelMetadataResponse:
-        signature = self._repository.describe(request.name, request.version).signature
-        ready = [held for held in self._repository.versions(request.name) if held.state is State.READY]
-        return pb.ModelMetadataResponse(
-            name=request.name,
-            versions=[str(held.version.number) for held in ready],
-            platform=PLATFORM,
-            inputs=map(_metadata, signature.inputs.values()),
-            outputs=map(_metadata, signature.outputs.values()),
-        )
+        version = self._repository.describe(request.name, request.version)
+        return model_metadata(request.name, version, self._ready(request.name))
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: object) -> pb.ModelInferResponse:
-        served = self._repository.route(request.model_name, request.model_version)
-        signature = served.signature
-        inference = RequestReader(served.title, signature, served.max_batch_size).read(request)
-        limit_s = timeout_s(request)
-        try:
-            async with asyncio.timeout(limit_s):
-                arrays = await served.infer(inference)
-        except TimeoutError:
-            raise DeadlineError(f"The request's timeout of {limit_s:g} s passed before its answer was there.") from None
-        response = pb.ModelInferResponse(
-            model_name=request.model_name, model_version=str(served.version.number), id=request.id
-        )
-        for name, array in zip(inference.outputs, arrays, strict=True):
-            datatype = signature.outputs[name].datatype
-            response.outputs.add(name=name, datatype=datatype.name, shape=array.shape)
-            response.raw_output_contents.append(encode_raw(datatype, array))
-        return response
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: object) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config=self._repository.describe(request.name, request.version).config)
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: object) -> pb.ModelStatisticsResponse:
+        if request.name and request.version:
+            versions = [self._repository.describe(request.name, request.version)]
+        else:
+            versions = self._ready(request.name)
+            if request.name and not versions:
+                self._repository.describe(request.name, "")
+        return pb.ModelStatisticsResponse(model_stats=map(model_statistics, versions))
+
+    async def ModelInfer(  # type: ignore[override]
+        self, request: InferRequest | PlannedRequest, context: "Context"
+    ) -> Encoded:
+        if isinstance(request, PlannedRequest):
+            plan = request.plan
+            return Encoded(plan.write(await plan.version.infer(plan.read(request.data))))
+        message = request.message
+        version = self._repository.route(message.model_name, message.model_version)
+        inference = self._reader(version).read(request)
+        if request.data is not None:
+            self._plans.learn(request.data, request, version, inference)
+        if self._tracer.settings.active:
+            arrays = await self._traced(version, inference, message.id, context)
+        else:
+            arrays = await version.infer(inference)
+        timings = bool(message.parameters) and RequestParameters(message.parameters).flag(TIMINGS)
+        return Encoded(*self._writer.write(message, version, inference, arrays, timings=timings))
+
+    async def ModelStreamInfer(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[InferRequest], context: object
+    ) -> AsyncIterator[Encoded]:
+        stream = InferStream(self._stream_answers, self._in_order)
+        async for answer in stream.responses(request_iterator):
+            yield answer
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: object) -> pb.RepositoryIndexResponse:
         if request.repository_name:
-            raise InvalidFieldError.of(
-                "repository_name", f"expected none, there is one repository; got {request.repository_name[:80]!r}"
-            )
-        held = self._repository.versions()
+            raise NotFoundError("repository", request.repository_name[:80], "There is one; leave its name out.")
+        entries = await self._control.index()
         return pb.RepositoryIndexResponse(
-            models=[_index(version) for version in held if version.state is State.READY or not request.ready]
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=entry.model, version=entry.version, state=entry.state, reason=entry.reason
+                )
+                for entry in entries
+                if entry.state == "READY" or not request.ready
+            ]
         )
 
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: object
+    ) -> pb.RepositoryModelLoadResponse:
+        model, in_kserve = _named(request)
+        config = request.parameters["config"].string_param if "config" in request.parameters else None
+        files = {key: parameter.bytes_param for key, parameter in request.parameters.items() if key.startswith("file:")}
+        await self._control.load(model, config, files)
+        return pb.RepositoryModelLoadResponse.FromString(_kserve_answer(model, loaded=True) if in_kserve else b"")
 
-def _metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
-    return pb.ModelMetadataResponse.TensorMetadata(
-        name=tensor.name, datatype=tensor.datatype.name, shape=tensor.wire_shape
-    )
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: object
+    ) -> pb.RepositoryModelUnloadResponse:
+        model, in_kserve = _named(request)
+        dependents = "unload_dependents" in request.parameters and request.parameters["unload_dependents"].bool_param
+        await self._control.unload(model, dependents)
+        return pb.RepositoryModelUnloadResponse.FromString(_kserve_answer(model, loaded=True) if in_kserve else b"")
+
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, context: object
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        response = pb.SystemSharedMemoryStatusResponse()
+        for region in self._memory.system.status(request.name):
+            status = response.regions[region.name]
+            status.name, status.key = region.name, region.key
+            status.offset, status.byte_size = region.offset, region.byte_size
+        return response
+
+    async def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterRequest, context: object
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        self._memory.system.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, context: object
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        self._memory.system.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, context: object
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        response = pb.CudaSharedMemoryStatusResponse()
+        for region in self._memory.cuda.status(request.name):
+            status = response.regions[region.name]
+            status.name, status.device_id, status.byte_size = region.name, region.device_id, region.byte_size
+        return response
+
+    async def CudaSharedMemoryRegister(
+        self, request: pb.CudaSharedMemoryRegisterRequest, context: object
+    ) -> pb.CudaSharedMemoryRegisterResponse:
+        self._memory.cuda.register(request.name, request.raw_handle, request.device_id, request.byte_size)
+        return pb.CudaSharedMemoryRegisterResponse()
+
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, context: object
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        self._memory.cuda.unregister(request.name)
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: pb.TraceSettingRequest, context: object) -> pb.TraceSettingResponse:
+        return self._tracer.settings.update(request)
+
+    async def LogSettings(self, request: pb.LogSettingsRequest, context: object) -> pb.LogSettingsResponse:
+        return self._logs.update(request)
+
+    async def _stream_answers(self, request: InferRequest) -> AsyncIterator[Encoded]:
+        """The answers to one request of a stream; a failure is an answer, too."""
+        message = request.message
+        try:
+            version = self._repository.route(message.model_name, message.model_version)
+            inference = self._reader(version).read(request)
+            parameters = RequestParameters(message.parameters)
+            timings, empty_final = parameters.flag(TIMINGS), parameters.flag(EMPTY_FINAL_RESPONSE)
+            decoupled = version.config.model_transaction_policy.decoupled
+            async for arrays in version.stream(inference):
+                parts = self._writer.write(message, version, inference, arrays, timings=timings, final=not decoupled)
+                yield Encoded(*stream_parts(parts))
+            if decoupled and empty_final:
+                yield Encoded(*stream_parts(final_only(message, version)))
+        except PenstockError as error:
+            yield Encoded(stream_error(message, error.message))
+
+    def _read(self, data: bytes | memoryview) -> InferRequest | PlannedRequest:
+        """A request; by the plan for requests like it, if there is one for the version that answers this one."""
+        if len(data) >= LARGE_BYTES or self._tracer.settings.active:
+            return read_infer_request(data)
+        small = bytes(data)
+        plan = self._plans.find(small)
+        if plan is not None and self._repository.only(plan.model, plan.number) is plan.version:
+            return PlannedRequest(plan, small)
+        return read_infer_request(small)
+
+    async def _traced(
+        self, version: ServedVersion, inference: Inference, request_id: str, context: "Context"
+    ) -> list[Array]:
+        """As the version's `infer`, and told to the tracer if it wants to know of this request."""
+        traceparent = traceparent_of(dict(context.invocation_metadata() or ()))
+        if not self._tracer.sampled(version.model, traceparent):
+            return await version.infer(inference)
+        error = ""
+        try:
+            return await version.infer(inference)
+        except Exception as failure:
+            error = str(failure)
+            raise
+        finally:
+            where = version.model, str(version.number), request_id
+            self._tracer.record(*where, inference.arrival_ns, inference.run, traceparent, error)
+
+    def _in_order(self, request: InferRequest) -> bool:
+        try:
+            config = self._repository.describe(request.message.model_name, request.message.model_version).config
+        except PenstockError:
+            return True
+        return not config.model_transaction_policy.decoupled
+
+    def _reader(self, version: ServedVersion) -> RequestReader:
+        return RequestReader(version.title, version.signature, version.config.max_batch_size, self._memory.read)
+
+    def _ready(self, model: str) -> list[ServedVersion]:
+        return [held for held in self._repository.versions(model) if held.state is State.READY]
+
+    @cached_property
+    def _version(self) -> str:
+        return importlib.metadata.version("penstock")
 
 
-def _index(version: ServedVersion) -> pb.RepositoryIndexResponse.ModelIndex:
-    return pb.RepositoryIndexResponse.ModelIndex(
-        name=version.version.model,
-        version=str(version.version.number),
-        state=_INDEX_STATES[version.state],
-        reason=version.message,
-    )
+def _named(request: "pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest") -> tuple[str, bool]:
+    """The model's name, and whether it came as KServe's client sends it, in the field of the repository's name."""
+    if request.model_name:
+        return request.model_name, False
+    return request.repository_name, True
+
+
+def _kserve_answer(model: str, *, loaded: bool) -> bytes:
+    """The fields 1, the model's name, and 2, whether it worked, which Triton's clients pass over as unknown."""
+    return pb.ModelReadyRequest(name=model).SerializeToString() + bytes([2 << 3, loaded])

@@ -1,16 +1,20 @@
 """The engine on ONNX Runtime."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
-from penstock.inference.signature import Signature, Tensor
-from penstock.inference.tensors import Array
+from penstock.inference.engine import Stop
+from penstock.inference.signature import Signature
+from penstock.inference.tensors import BF16, Array
 from penstock.rpc.errors import PenstockError, WrongStateError
 
-_DATATYPES = {
+DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
     "tensor(uint16)": "UINT16",
@@ -21,6 +25,7 @@ _DATATYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -29,74 +34,157 @@ _DATATYPES = {
 # Faults are raised as exceptions and logged by us; the runtime's own lines would stand beside them without context.
 _FATAL = 4
 
+# TensorProto.BFLOAT16 of onnx.proto.
+_ONNX_BF16 = 16
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output as the graph declares it. An axis is a size, a name, or nothing. `datatype` may be unknown."""
+
+    name: str
+    datatype: str
+    axes: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.datatype} [{', '.join('?' if axis is None else str(axis) for axis in self.axes)}]"
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """How sessions are opened: threads of one run, and execution providers in order of preference."""
+
+    threads: int
+    providers: tuple[str, ...]
+
+
+class _Stop:
+    """Ends a run through its options, which ONNX Runtime looks at between two nodes."""
+
+    def __init__(self) -> None:
+        self.options = _run_options()
+
+    def stop(self) -> None:
+        self.options.terminate = True
+
 
 class OnnxEngine:
-    """An `Engine` over one inference session on the CPU."""
+    """An `Engine` over one inference session."""
 
-    def __init__(self, model: Path, signature: Signature, threads: int) -> None:
-        """Opens `model`, external data beside it. Blocks.
-
-        Raises `WrongStateError` if ONNX Runtime refuses the file or the graph has another signature than the version.
-        """
+    def __init__(self, model: Path, plan: SessionPlan) -> None:
+        """Opens `model`, external data beside it. Blocks. Raises `WrongStateError` if ONNX Runtime refuses the file."""
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = plan.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
         # Threads that spin between runs take the cores from the event loop and from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(model, options, providers=list(plan.providers))
         except Exception as error:
             raise WrongStateError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot open model.onnx: "
+                f"ONNX Runtime {onnxruntime.__version__} cannot open {model.name}: "
                 f"{_brief(error).replace(str(model), model.name)}"
             ) from error
-        problems = [
-            *_differences("input", session.get_inputs(), signature.inputs.values()),
-            *_differences("output", session.get_outputs(), signature.outputs.values()),
-        ]
-        if problems:
-            raise WrongStateError(f"model.onnx differs from the version's signature: {'; '.join(problems)}.")
+        self.inputs = [_graph_tensor(node) for node in session.get_inputs()]
+        self.outputs = [_graph_tensor(node) for node in session.get_outputs()]
+        self.providers: list[str] = session.get_providers()
         self._session: Any = session
+        self._options = _run_options()
+        self._reshaped_inputs: dict[str, tuple[int, ...]] = {}
+        self._reshaped_outputs: dict[str, tuple[int | str, ...]] = {}
+        # numpy's bindings to ONNX Runtime know no BF16.
+        self._by_value = any(tensor.datatype == BF16.name for tensor in (*self.inputs, *self.outputs))
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        run_options = onnxruntime.RunOptions()
-        run_options.log_severity_level = _FATAL
+    def serve(self, signature: Signature) -> None:
+        """Takes and gives tensors in the shapes of a signature, where those are not the graph's own."""
+        self._reshaped_inputs = {
+            name: tensor.reshape for name, tensor in signature.inputs.items() if tensor.reshape is not None
+        }
+        self._reshaped_outputs = {
+            name: tensor.shape for name, tensor in signature.outputs.items() if tensor.reshape is not None
+        }
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
+        options = stop.options if isinstance(stop, _Stop) else self._options
+        if self._reshaped_inputs:
+            inputs = {**inputs, **{name: _to_graph(inputs[name], axes) for name, axes in self._reshaped_inputs.items()}}
         try:
-            answers: list[Array] = self._session.run(outputs, inputs, run_options)
+            if self._by_value:
+                answers = self._run_by_value(inputs, outputs, options)
+            else:
+                answers = self._session.run(outputs, inputs, options)
         except Exception as error:
             raise PenstockError(f"The model could not compute these inputs: {_brief(error)}") from error
+        if self._reshaped_outputs:
+            return [self._from_graph(name, array) for name, array in zip(outputs, answers, strict=True)]
         return answers
+
+    def stopper(self) -> Stop:
+        return _Stop()
 
     def close(self) -> None:
         self._session = None
 
+    def _run_by_value(self, inputs: Mapping[str, Array], outputs: Sequence[str], options: Any) -> list[Array]:  # noqa: ANN401
+        values = {name: _value(array) for name, array in inputs.items()}
+        return [_array(value) for value in self._session.run_with_ort_values(list(outputs), values, options)]
 
-def _differences(kind: str, nodes: Sequence[Any], tensors: Iterable[Tensor]) -> list[str]:
-    """What tells the graph's inputs or outputs from the signature's; their order counts."""
-    graph = [f"{node.name}: {_DATATYPES.get(node.type, node.type)} {_axes(node.shape)}" for node in nodes]
-    wanted = list(tensors)
-    if len(wanted) == len(nodes) and all(map(_agrees, nodes, wanted)):
-        return []
-    return [f"expected {kind}s {', '.join(map(str, wanted))}; the graph has {', '.join(graph) or 'none'}"]
-
-
-def _agrees(node: Any, tensor: Tensor) -> bool:  # noqa: ANN401  # onnxruntime.NodeArg publishes no type
-    return (
-        node.name == tensor.name
-        and _DATATYPES.get(node.type) == tensor.datatype.name
-        and len(node.shape) == len(tensor.shape)
-        and all(_axis_agrees(axis, wanted) for axis, wanted in zip(node.shape, tensor.shape, strict=True))
-    )
+    def _from_graph(self, name: str, array: Array) -> Array:
+        shape = self._reshaped_outputs.get(name)
+        if shape is None:
+            return array
+        return array.reshape(len(array), *(axis if isinstance(axis, int) else -1 for axis in shape[1:]))
 
 
-def _axis_agrees(axis: int | str | None, wanted: int | str) -> bool:
-    """The graph may leave a dynamic axis without a name; where it gives one, the signature's is the same."""
-    return isinstance(wanted, str) if axis is None else axis == wanted
+def available_providers(preferred: Sequence[str]) -> tuple[str, ...]:
+    """ONNX Runtime's names of the preferred execution providers (`cuda`, `cpu` …) that this installation has.
+
+    The CPU is always the last resort.
+    """
+    known = {provider.removesuffix("ExecutionProvider").lower(): provider for provider in _installed_providers()}
+    chosen = [known[name] for name in preferred if name in known]
+    return (*[name for name in chosen if name != _CPU], _CPU)
 
 
-def _axes(shape: Sequence[int | str | None]) -> str:
-    return f"[{', '.join('?' if axis is None else str(axis) for axis in shape)}]"
+_CPU = "CPUExecutionProvider"
+
+
+def _installed_providers() -> list[str]:
+    providers: list[str] = onnxruntime.get_available_providers()
+    return providers
+
+
+def _run_options() -> Any:  # noqa: ANN401  # onnxruntime publishes no types
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _FATAL
+    return options
+
+
+def _graph_tensor(node: Any) -> GraphTensor:  # noqa: ANN401  # onnxruntime.NodeArg publishes no type
+    axes = tuple(axis if isinstance(axis, int) else axis or None for axis in node.shape)
+    return GraphTensor(node.name, DATATYPES.get(node.type, node.type), axes)
+
+
+def _to_graph(array: Array, axes: tuple[int, ...]) -> Array:
+    return array.reshape(len(array), *axes)
+
+
+def _value(array: Array) -> Any:  # noqa: ANN401  # onnxruntime.OrtValue publishes no type
+    if array.dtype == BF16.dtype:
+        # Not ascontiguousarray, which makes a scalar a vector.
+        bits = np.asarray(array, order="C").view(np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BF16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _array(value: Any) -> Array:  # noqa: ANN401  # onnxruntime.OrtValue publishes no type
+    if value.data_type() != "tensor(bfloat16)":
+        array: Array = value.numpy()
+        return array
+    shape = value.shape()
+    copied = ctypes.string_at(value.data_ptr(), int(np.prod(shape, dtype=np.int64)) * BF16.dtype.itemsize)
+    return np.frombuffer(copied, BF16.dtype).reshape(shape)
 
 
 def _brief(error: Exception) -> str:

@@ -1,24 +1,21 @@
 """The versions that this server serves, and which of them answers a request.
 
-Reconciles what is there with the registry's desired state. Routing switches to the wanted versions of a model once all
-of them are READY; until then the ones that served before go on. A version is dropped when it is neither wanted nor
-routed to.
+Reconciles what is there with the desired state of a source, a registry or a folder. Routing switches to the wanted
+versions of a model once all of them are READY; until then the ones that served before go on. A version is dropped when
+it is neither wanted nor routed to.
 """
 
 import asyncio
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from penstock.api.registry.v1.deployment_service_pb2 import WatchResponse
-from penstock.api.registry.v1.model_pb2 import Version
 from penstock.api.types.v1.error_reason_pb2 import ErrorReason
-from penstock.inference.batcher import BatchLimits
-from penstock.inference.loader import Loader, file_digests
+from penstock.inference.metrics import LoadMetrics
 from penstock.inference.served_version import ServedVersion, State
+from penstock.inference.wanted import Desired, Prune, VersionKey, WantedVersion
 from penstock.rpc.errors import InvalidFieldError, NotReadyError, PenstockError
 
 _VERSION_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
@@ -40,19 +37,6 @@ class UnknownModelError(PenstockError):
         )
 
 
-@dataclass(frozen=True)
-class VersionKey:
-    """One bundle under one number. A registry that was set up anew may use a number again for another bundle."""
-
-    model: str
-    number: int
-    bundle_digest: str
-
-    @classmethod
-    def of(cls, version: Version) -> "VersionKey":
-        return cls(version.model, version.number, version.bundle_digest)
-
-
 # The weight of each version of one model, in the order of the desired state.
 Weights = Mapping[VersionKey, int]
 
@@ -60,14 +44,20 @@ Weights = Mapping[VersionKey, int]
 class Repository:
     """Owns every served version and the routes to them. Lives on the event loop; `apply` and `route` never wait."""
 
-    def __init__(self, loader: Loader, limits: BatchLimits) -> None:
-        self._loader = loader
-        self._limits = limits
+    def __init__(self, prune: Prune, loads: LoadMetrics, *, retries: bool) -> None:
+        """`prune` forgets what no version needs; with `retries` a version that failed is tried again by itself."""
+        self._prune = prune
+        self._loads = loads
+        self._retries = retries
         self._revision: int | None = None
         self._wanted: dict[str, Weights] = {}
         self._routes: dict[str, Weights] = {}
+        # The one version that answers, of models with only one: what almost every request asks for.
+        self._only: dict[str, ServedVersion] = {}
         self._versions: dict[VersionKey, ServedVersion] = {}
+        self._needs: dict[VersionKey, frozenset[str]] = {}
         self._retiring: dict[asyncio.Task[None], ServedVersion] = {}
+        self._changed = asyncio.Event()
         self._draining = False
 
     @property
@@ -86,20 +76,52 @@ class Repository:
             )
         )
 
-    def apply(self, desired: WatchResponse) -> None:
+    def apply(self, desired: Desired) -> None:
         """Makes this the desired state: starts what is missing, tries what failed again, retires what is not wanted."""
         if self._draining:
             return
         self._revision = desired.revision
-        self._wanted = {
-            model.model: {VersionKey.of(wanted.version): wanted.weight for wanted in model.versions}
-            for model in desired.models
-        }
-        for model in desired.models:
-            for wanted in model.versions:
-                self._want(wanted.version)
+        grouped = desired.by_model()
+        self._wanted = {model: _weights(versions) for model, versions in grouped.items()}
+        for wanted in desired.versions:
+            self._want(wanted)
         self._reconcile()
-        self._loader.prune(self._needed_digests())
+        self._prune(self._kept())
+
+    def apply_model(self, model: str, versions: Sequence[WantedVersion]) -> None:
+        """Makes this the desired state of one model, and leaves the others alone. No versions: it is not wanted."""
+        if self._draining:
+            return
+        self._revision = self._revision or 0
+        self._wanted[model] = _weights(versions)
+        if not versions:
+            del self._wanted[model]
+        for wanted in versions:
+            self._want(wanted)
+        self._reconcile()
+        self._prune(self._kept())
+
+    async def model_settled(self, model: str) -> list[ServedVersion]:
+        """The wanted versions of a model, when each is READY or FAILED."""
+        while True:
+            self._changed.clear()
+            versions = [self._versions[key] for key in self._wanted.get(model, {})]
+            if all(version.state is not State.LOADING for version in versions):
+                return versions
+            await self._changed.wait()
+
+    async def model_gone(self, model: str) -> None:
+        """Returns when no version of a model is left, wanted or retiring."""
+        while self.versions(model):
+            self._changed.clear()
+            await self._changed.wait()
+
+    def wanted(self, model: str) -> bool:
+        return model in self._wanted
+
+    def needs(self, model: str) -> frozenset[str]:
+        """The models that a wanted one is made of; none unless it is an ensemble."""
+        return frozenset().union(*(self._needs.get(key, frozenset()) for key in self._wanted.get(model, {})))
 
     def route(self, model: str, version: str) -> ServedVersion:
         """The version that answers one request: the one that is named, or one of the deployed ones by their weights.
@@ -109,12 +131,18 @@ class Repository:
             InvalidFieldError: `version` is neither empty nor a number.
             NotReadyError: the server drains, or no version of the model has ever been ready.
         """
+        if (only := self.only(model, version)) is not None:
+            return only
         self._refuse_if_draining()
         if version:
             return self._numbered(model, version)
         route = self._route(model)
         (key,) = random.choices(list(route), list(route.values()))  # noqa: S311  # splits traffic, guards nothing
         return self._versions[key]
+
+    def only(self, model: str, version: str) -> ServedVersion | None:
+        """The version that `route` would return, if no dice are thrown for it and nothing speaks against it."""
+        return self._only.get(model) if not version and not self._draining else None
 
     def describe(self, model: str, version: str) -> ServedVersion:
         """As `route`, but of several deployed versions always the one with the greatest weight."""
@@ -126,7 +154,7 @@ class Repository:
 
     def weight(self, version: ServedVersion) -> int:
         """Percent of the model's requests without a version number that this version answers now."""
-        key = VersionKey.of(version.version)
+        key = version.wanted.key
         route = self._routes.get(key.model, {})
         if self._versions.get(key) is not version or key not in route:
             return 0
@@ -135,8 +163,8 @@ class Repository:
     def versions(self, model: str = "") -> list[ServedVersion]:
         """Every version that is to be served or still is, of one model or of all, by model and number."""
         held = [*self._versions.values(), *self._retiring.values()]
-        found = [version for version in held if model in ("", version.version.model)]
-        return sorted(found, key=lambda version: (version.version.model, version.version.number))
+        found = [version for version in held if model in ("", version.model)]
+        return sorted(found, key=lambda version: (version.model, version.number))
 
     def drain(self) -> None:
         """Refuses everything new; what is queued is finished."""
@@ -156,12 +184,22 @@ class Repository:
         if self._retiring:
             await asyncio.wait(list(self._retiring))
 
-    def _want(self, version: Version) -> None:
-        key = VersionKey.of(version)
-        if key in self._versions:
-            self._versions[key].try_again()
+    def _want(self, wanted: WantedVersion) -> None:
+        self._needs[wanted.key] = wanted.needs
+        if wanted.key in self._versions:
+            self._versions[wanted.key].try_again()
         else:
-            self._versions[key] = ServedVersion(version, self._loader, self._limits, self._reconcile)
+            self._versions[wanted.key] = ServedVersion(wanted, self._on_change, retries=self._retries)
+
+    def _on_change(self, version: ServedVersion) -> None:
+        self._changed.set()
+        self._reconcile()
+        if version.state in (State.READY, State.FAILED):
+            self._loads.record(version.load_ns, succeeded=version.state is State.READY)
+        if version.state is State.READY:
+            for key, needs in self._needs.items():
+                if version.model in needs and key in self._versions:
+                    self._versions[key].try_again()
 
     def _reconcile(self) -> None:
         """Switches what can be switched and retires what nobody needs. Runs after every change of a state."""
@@ -179,25 +217,35 @@ class Repository:
         route = self._routes.get(model, {})
         if len(ready) < len(wanted) and not route.keys() <= wanted.keys():
             return
+        if ready and not any(ready.values()):
+            # Nobody said how to split the requests: the newest version takes them all.
+            newest = max(ready, key=lambda key: key.number)
+            ready = {key: int(key == newest) for key in ready}
         if ready != route:
             _log.info("route", model=model, versions={key.number: weight for key, weight in ready.items()})
         self._routes[model] = ready
         if not ready:
             del self._routes[model]
+        self._only.pop(model, None)
+        answering = [key for key, weight in ready.items() if weight]
+        if len(answering) == 1:
+            self._only[model] = self._versions[answering[0]]
 
     def _retire(self, key: VersionKey) -> None:
         version = self._versions.pop(key)
+        self._needs.pop(key, None)
         task = asyncio.create_task(version.close())
         self._retiring[task] = version
         task.add_done_callback(self._retired)
 
     def _retired(self, task: asyncio.Task[None]) -> None:
         del self._retiring[task]
+        self._changed.set()
         if not self._draining:
-            self._loader.prune(self._needed_digests())
+            self._prune(self._kept())
 
-    def _needed_digests(self) -> set[str]:
-        return {digest for version in self._versions.values() for digest in file_digests(version.version)}
+    def _kept(self) -> set[str]:
+        return {name for version in self._versions.values() for name in version.wanted.source.keeps}
 
     def _route(self, model: str) -> Weights:
         if route := self._routes.get(model):
@@ -211,8 +259,12 @@ class Repository:
         if not _VERSION_NUMBER.fullmatch(version):
             raise InvalidFieldError.of("model_version", f"expected a version's number in decimal; got {version[:80]!r}")
         number = int(version)
-        found = [held for held in self.versions(model) if held.version.number == number]
+        found = [held for held in self.versions(model) if held.number == number]
         if not model or not found:
-            numbers = ", ".join(str(held.version.number) for held in self.versions(model)) if model else ""
+            numbers = ", ".join(str(held.number) for held in self.versions(model)) if model else ""
             raise UnknownModelError(model, version, f"Versions served here: {numbers or 'none'}.")
         return min(found, key=lambda held: held.state is not State.READY)
+
+
+def _weights(versions: Sequence[WantedVersion]) -> Weights:
+    return {wanted.key: wanted.weight for wanted in versions}

@@ -1,86 +1,122 @@
 """From a ModelInferRequest to an inference that agrees with a version's signature, or to a refusal that says why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.inference.batcher import Inference
+from penstock.inference.inference import Inference
+from penstock.inference.parameters import RequestParameters
 from penstock.inference.signature import BATCH, Signature, Tensor
-from penstock.inference.tensors import Array, TensorError, decode_raw, decode_typed
+from penstock.inference.tensors import Array, Buffer, TensorError, decode_raw, decode_typed
+from penstock.inference.wire import InferRequest
 from penstock.oip import inference_pb2 as pb
-from penstock.rpc.errors import InvalidFieldError, UnimplementedError
+from penstock.rpc.errors import InvalidFieldError
 
-# Parameters that change what a request means: to ignore one would give a wrong answer.
-_UNSERVED = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority"})
-_UNSERVED_ON_TENSORS = frozenset(
-    {"classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"}
-)
-_RESERVED = "triton_"
+# Reads a region of shared memory: its name, an offset and a number of bytes.
+RegionReader = Callable[[str, int, int], Buffer]
+
+REGION, REGION_OFFSET, REGION_SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RequestReader:
-    """Reads requests to one version. `title` names it in errors."""
+    """Reads requests to one version. `title` names it in errors; `max_batch_size` bounds the rows of a request."""
 
     title: str
     signature: Signature
     max_batch_size: int
+    read_region: RegionReader
 
-    def read(self, request: pb.ModelInferRequest) -> Inference:
+    def read(self, request: InferRequest) -> Inference:
         """The request's inference; its inputs are views of the request's bytes where those came raw.
 
-        Raises `InvalidFieldError` that names the tensor, what was expected and what came; `UnimplementedError` for a
-        parameter that would change the answer and is not served.
+        Raises `InvalidFieldError` that names the tensor, what was expected and what came.
         """
-        _check_parameters(request)
-        raw = request.raw_input_contents
-        if raw and len(raw) != len(request.inputs):
-            raise self._wrong(
-                "raw_input_contents", f"expected {len(request.inputs)} entries, one for each input; got {len(raw)}"
-            )
+        message = request.message
+        sources = self._sources(message.inputs, request.raw)
         inputs: dict[str, Array] = {}
-        for index, tensor in enumerate(request.inputs):
-            if tensor.name in inputs:
-                raise self._wrong(f"inputs[{index}].name", f"input {tensor.name!r} came twice")
-            inputs[tensor.name] = self._input(index, tensor, raw[index] if raw else None)
-        if missing := [name for name in self.signature.inputs if name not in inputs]:
-            raise self._wrong("inputs", f"input {missing[0]!r} is missing; expected {_listed(self.signature.inputs)}")
-        self._check_axes(request.inputs)
-        return Inference(inputs, self._outputs(request.outputs), self._rows(inputs))
+        for index, tensor in enumerate(message.inputs):
+            name = tensor.name
+            if name in inputs:
+                raise self._wrong(f"inputs[{index}].name", f"input {name!r} came twice")
+            inputs[name] = self._input(index, tensor, sources[index])
+        signature = self.signature
+        if len(inputs) < len(signature.inputs):
+            self._check_complete(inputs)
+        if not signature.uniform or len(inputs) > 1:
+            self._check_axes(message.inputs)
+        outputs = self._outputs(message.outputs) if message.outputs else tuple(signature.outputs)
+        inference = Inference(inputs, outputs, self._rows(inputs))
+        if message.parameters:
+            RequestParameters(message.parameters).apply(inference)
+        return inference
 
-    def _input(self, index: int, tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Array:
-        field = f"inputs[{index}]"
+    def _sources(
+        self, tensors: Sequence[pb.ModelInferRequest.InferInputTensor], raw: Sequence[Buffer]
+    ) -> Sequence[Buffer | None]:
+        """The bytes of each input: shared memory where it says so, else the next raw contents, or none at all."""
+        if len(raw) == len(tensors) and not any(tensor.parameters for tensor in tensors):
+            return raw
+        shared = [_in_region(tensor.parameters) for tensor in tensors]
+        expected = len(tensors) - sum(shared)
+        if raw and len(raw) != expected:
+            raise self._wrong(
+                "raw_input_contents",
+                f"expected {expected} entries, one for each input that is not in shared memory; got {len(raw)}",
+            )
+        rest = iter(raw)
+        return [
+            self._region(index, tensor) if in_region else next(rest, None)
+            for index, (tensor, in_region) in enumerate(zip(tensors, shared, strict=True))
+        ]
+
+    def _region(self, index: int, tensor: pb.ModelInferRequest.InferInputTensor) -> Buffer:
+        region, offset, byte_size = region_of(f"inputs[{index}]", tensor.parameters)
+        return self.read_region(region, offset, byte_size)
+
+    def _input(self, index: int, tensor: pb.ModelInferRequest.InferInputTensor, raw: Buffer | None) -> Array:
         spec = self.signature.inputs.get(tensor.name)
         if spec is None:
             raise self._wrong(
-                f"{field}.name", f"no input {tensor.name[:80]!r}; expected {_listed(self.signature.inputs)}"
+                f"inputs[{index}].name",
+                f"no input {tensor.name[:80]!r}; expected {_listed(self.signature.inputs)}",
             )
         if tensor.datatype != spec.datatype.name:
             raise self._wrong(
-                f"{field}.datatype",
+                f"inputs[{index}].datatype",
                 f"input {spec.name!r}: expected {spec.datatype.name}; got {tensor.datatype[:20]!r}",
             )
-        if not _shape_fits(tensor.shape, spec):
+        shape = tuple(tensor.shape)
+        if not _shape_fits(shape, spec):
             raise self._wrong(
-                f"{field}.shape", f"input {spec.name!r}: expected [{_axes(spec)}]; got {_short(tensor.shape)}"
+                f"inputs[{index}].shape", f"input {spec.name!r}: expected [{_axes(spec)}]; got {_short(shape)}"
             )
         try:
             if raw is None:
-                return self._typed(field, tensor, spec)
+                return self._typed(index, tensor, spec)
             if tensor.HasField("contents"):
-                raise self._wrong(f"{field}.contents", f"input {spec.name!r}: expected none beside raw_input_contents")
-            return decode_raw(spec.datatype, tensor.shape, raw)
+                raise self._wrong(
+                    f"inputs[{index}].contents", f"input {spec.name!r}: expected none beside raw_input_contents"
+                )
+            return decode_raw(spec.datatype, shape, raw)
         except TensorError as error:
-            where = f"{field}.contents" if raw is None else f"raw_input_contents[{index}]"
+            where = f"inputs[{index}].contents" if raw is None else f"raw_input_contents[{index}]"
             raise self._wrong(where, f"input {spec.name!r}: {error}") from error
 
-    def _typed(self, field: str, tensor: pb.ModelInferRequest.InferInputTensor, spec: Tensor) -> Array:
+    def _typed(self, index: int, tensor: pb.ModelInferRequest.InferInputTensor, spec: Tensor) -> Array:
         if not tensor.HasField("contents") and 0 not in tensor.shape:
             raise self._wrong(
-                f"{field}.contents",
+                f"inputs[{index}].contents",
                 f"input {spec.name!r}: no data came; expected {spec.datatype.name} {_short(tensor.shape)} in "
                 f"raw_input_contents or contents",
             )
         return decode_typed(spec.datatype, tensor.shape, tensor.contents)
+
+    def _check_complete(self, inputs: Mapping[str, Array]) -> None:
+        missing = [
+            spec.name for spec in self.signature.inputs.values() if spec.name not in inputs and not spec.optional
+        ]
+        if missing:
+            raise self._wrong("inputs", f"input {missing[0]!r} is missing; expected {_listed(self.signature.inputs)}")
 
     def _check_axes(self, tensors: Sequence[pb.ModelInferRequest.InferInputTensor]) -> None:
         """Dynamic axes with one name have one size."""
@@ -96,9 +132,9 @@ class RequestReader:
                         )
 
     def _rows(self, inputs: Mapping[str, Array]) -> int:
-        if not self.signature.batched:
+        if not self.signature.batched or not inputs:
             return 1
-        rows: int = next(iter(inputs.values())).shape[0]
+        rows = len(next(iter(inputs.values())))
         if rows > self.max_batch_size:
             raise self._wrong(
                 "inputs[0].shape",
@@ -116,56 +152,45 @@ class RequestReader:
             if output.name in names:
                 raise self._wrong(f"outputs[{index}].name", f"output {output.name!r} was asked for twice")
             names[output.name] = None
-        return tuple(names or self.signature.outputs)
+        return tuple(names)
 
     def _wrong(self, field: str, description: str) -> InvalidFieldError:
         return InvalidFieldError.of(field, f"{self.title}: {description}")
 
 
-def timeout_s(request: pb.ModelInferRequest) -> float | None:
-    """The parameter `timeout`, microseconds on the wire, in seconds; None where it is absent or 0.
+def region_of(field: str, parameters: Mapping[str, pb.InferParameter]) -> tuple[str, int, int]:
+    """The region of shared memory that a tensor's parameters name: name, offset and size in bytes.
 
-    Raises `InvalidFieldError` if it is no whole number of at least 0.
+    Raises `InvalidFieldError` where the parameters are no such thing.
     """
-    if "timeout" not in request.parameters:
-        return None
-    parameter = request.parameters["timeout"]
+    name = parameters[REGION].string_param
+    if REGION_SIZE not in parameters:
+        raise InvalidFieldError.of(f"{field}.parameters", f"expected {REGION_SIZE!r} beside {REGION!r}")
+    return name, _whole(field, parameters, REGION_OFFSET), _whole(field, parameters, REGION_SIZE)
+
+
+def _whole(field: str, parameters: Mapping[str, pb.InferParameter], key: str) -> int:
+    if key not in parameters:
+        return 0
+    parameter = parameters[key]
     choice = parameter.WhichOneof("parameter_choice")
     value = getattr(parameter, choice) if choice in ("int64_param", "uint64_param") else -1
     if value < 0:
-        raise InvalidFieldError.of(
-            "parameters[timeout]", "expected microseconds as int64_param or uint64_param, at least 0"
-        )
-    return value / 1e6 or None
+        raise InvalidFieldError.of(f"{field}.parameters[{key}]", "expected a whole number of bytes, at least 0")
+    return int(value)
 
 
-def _check_parameters(request: pb.ModelInferRequest) -> None:
-    """Keys that nobody has given a meaning are the caller's own and pass."""
-    for key in request.parameters:
-        if key.startswith(_RESERVED):
-            raise InvalidFieldError.of(f"parameters[{key[:80]}]", f"keys that begin with {_RESERVED!r} are reserved")
-        if key in _UNSERVED:
-            raise UnimplementedError(
-                f"parameters[{key}]: this server has no sequences and no priorities. Leave it out."
-            )
-    for index, tensor in enumerate(request.inputs):
-        _check_tensor_parameters(f"inputs[{index}]", tensor.parameters)
-    for index, output in enumerate(request.outputs):
-        _check_tensor_parameters(f"outputs[{index}]", output.parameters)
-
-
-def _check_tensor_parameters(field: str, parameters: Mapping[str, pb.InferParameter]) -> None:
-    for key in _UNSERVED_ON_TENSORS.intersection(parameters):
-        raise UnimplementedError(
-            f"{field}.parameters[{key}]: this server has no shared memory and no classification. Send and take whole "
-            f"tensors in the messages."
-        )
+def _in_region(parameters: Mapping[str, pb.InferParameter]) -> bool:
+    return REGION in parameters
 
 
 def _shape_fits(shape: Sequence[int], spec: Tensor) -> bool:
-    return len(shape) == len(spec.shape) and all(
-        size == axis if isinstance(axis, int) else size >= 0 for size, axis in zip(shape, spec.shape, strict=True)
-    )
+    if len(shape) != len(spec.shape):
+        return False
+    for size, axis in zip(shape, spec.shape, strict=True):
+        if size != axis and (isinstance(axis, int) or size < 0):
+            return False
+    return True
 
 
 def _axes(spec: Tensor) -> str:

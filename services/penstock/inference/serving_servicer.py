@@ -35,11 +35,11 @@ class ServingServicer(rpc.ServingServiceServicer):
         update_time = Timestamp()
         update_time.FromNanoseconds(int(served.update_time_s * 1e9))
         return pb.ServedVersion(
-            model=served.version.model,
-            version=served.version.number,
+            model=served.model,
+            version=served.number,
             state=_STATES[served.state],
             message=served.message,
             weight=self._repository.weight(served),
             update_time=update_time,
-            bundle_digest=served.version.bundle_digest,
+            bundle_digest=served.wanted.digest,
         )

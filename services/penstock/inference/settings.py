@@ -1,21 +1,23 @@
 """What the inference service can be told."""
 
-import os
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from penstock.rpc.config import ServerSettings
+from penstock.rpc.config import MIB, ServerSettings, Transport
 
 
 class InferenceSettings(ServerSettings):
     """Flags, `PENSTOCK_INFERENCE_…` variables, or the `[inference]` table of the TOML file."""
 
     section: ClassVar[str] = "inference"
+    allows_workers: ClassVar[bool] = True
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_INFERENCE_", extra="forbid", frozen=True)
 
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8001
+    transport: Transport = "auto"
     registry: Annotated[
         str,
         Field(
@@ -24,6 +26,34 @@ class InferenceSettings(ServerSettings):
             "deployed last goes on being served, also after a restart.",
         ),
     ] = "127.0.0.1:8011"
+    repository: Annotated[
+        Path | None,
+        Field(
+            description="Folder of models in Triton's layout, which is then served in place of the registry's "
+            "deployments. Python models in it are run: it must be the operator's own."
+        ),
+    ] = None
+    mode: Annotated[
+        Literal["none", "poll", "explicit"],
+        Field(
+            description="Of a repository: 'none' serves all its models as they are at the start; 'poll' follows its "
+            "changes; 'explicit' serves what clients load, and lets them upload ONNX models."
+        ),
+    ] = "none"
+    poll_interval_s: Annotated[
+        float, Field(gt=0, description="Seconds between two looks at the repository in mode 'poll'.")
+    ] = 15.0
+    load_model: Annotated[
+        str,
+        Field(description="Models that mode 'explicit' loads at the start, separated by commas; '*' for all."),
+    ] = ""
+    allow_client_shm: Annotated[
+        bool,
+        Field(
+            description="Let clients on this machine pass tensors in shared memory. They then name objects under "
+            "/dev/shm for this server to read and write."
+        ),
+    ] = False
     server_name: Annotated[
         str,
         Field(
@@ -52,10 +82,49 @@ class InferenceSettings(ServerSettings):
         int,
         Field(
             ge=0,
-            description="Threads that one run of one version may use; 0 means one for each CPU of this process. Fewer "
-            "suit many small models served side by side, more shorten single runs of a large one.",
+            description="Threads that one run of one version may use; 0 shares the CPUs of this process, or its "
+            "cgroup's quota, out among a model's instances. Fewer suit many small models served side by side, more "
+            "shorten single runs of a large one.",
         ),
     ] = 0
+    inline_threshold_us: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Runs that take less, microseconds, are made on the event loop, which saves them the way to "
+            "a thread and holds everything else up for as long. The warm-up measures how many rows that are. 0: none.",
+        ),
+    ] = 1000
+    execution_providers: Annotated[
+        str,
+        Field(
+            description="What runs models, in order of preference; the first that ONNX Runtime has here is taken. "
+            "ModelConfig tells which one it was."
+        ),
+    ] = "tensorrt,cuda,openvino,cpu"
+    cache_mib: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory for answers that are given again to equal requests, MiB, for models whose "
+            "configuration enables response_cache; 0: none.",
+        ),
+    ] = 0
+    metrics_port: Annotated[
+        int,
+        Field(
+            ge=-1,
+            le=65535,
+            description="Port of Prometheus' /metrics on the same host; 0 takes a free one, -1 serves none.",
+        ),
+    ] = 8002
+    trace_file: Annotated[
+        str, Field(description="File that traces in Triton's form are written to, where clients switch them on.")
+    ] = ""
+    otlp_endpoint: Annotated[
+        str,
+        Field(description="http://host:port of an OpenTelemetry collector (gRPC); needs the extra 'tracing'."),
+    ] = ""
     warm_up: Annotated[
         bool,
         Field(
@@ -66,6 +135,5 @@ class InferenceSettings(ServerSettings):
     ] = True
 
     @property
-    def threads_per_run(self) -> int:
-        """`intra_op_threads`, its 0 resolved."""
-        return self.intra_op_threads or len(os.sched_getaffinity(0))
+    def cache_bytes(self) -> int:
+        return self.cache_mib * MIB

@@ -1,21 +1,30 @@
 """A version's signature, as requests are checked against it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from penstock.api.types.v1 import signature_pb2
 from penstock.inference.tensors import DATATYPES, Datatype
-from penstock.rpc.errors import InvalidFieldError, UnimplementedError
+from penstock.rpc.errors import InvalidFieldError
 
 BATCH = "batch"
+
+Axis = int | str
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One named input or output. An axis is a size, or the name of a dynamic axis."""
+    """One named input or output. An axis is a size, or the name of a dynamic axis.
+
+    `reshape` is the shape without the batch axis that the graph has in place of this one.
+    """
 
     name: str
     datatype: Datatype
-    shape: tuple[int | str, ...]
+    shape: tuple[Axis, ...]
+    optional: bool = False
+    reshape: tuple[int, ...] | None = None
 
     @property
     def wire_shape(self) -> list[int]:
@@ -39,23 +48,35 @@ class Signature:
 
     @classmethod
     def of(cls, message: signature_pb2.Signature) -> "Signature":
-        """Raises `InvalidFieldError` for a signature without a meaning, `UnimplementedError` for BF16."""
-        inputs = {tensor.name: tensor for tensor in map(_tensor, message.inputs)}
-        outputs = {tensor.name: tensor for tensor in map(_tensor, message.outputs)}
-        if not (inputs and outputs) or len(inputs) < len(message.inputs) or len(outputs) < len(message.outputs):
+        """Raises `InvalidFieldError` for a signature without a meaning."""
+        return cls.made(map(_tensor, message.inputs), map(_tensor, message.outputs))
+
+    @classmethod
+    def made(cls, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> "Signature":
+        """A signature of these tensors. Raises `InvalidFieldError` where a name is missing or stands twice."""
+        taken, given = list(inputs), list(outputs)
+        by_name = {tensor.name: tensor for tensor in taken}, {tensor.name: tensor for tensor in given}
+        if not given or len(by_name[0]) < len(taken) or len(by_name[1]) < len(given):
             raise InvalidFieldError.of(
                 "version.signature",
-                f"expected inputs and outputs with names of their own; got inputs "
-                f"{[spec.name for spec in message.inputs]} and outputs {[spec.name for spec in message.outputs]}",
+                f"expected outputs, and names of their own for all tensors; got inputs "
+                f"{[tensor.name for tensor in taken]} and outputs {[tensor.name for tensor in given]}",
             )
-        batched = all(tensor.shape[:1] == (BATCH,) for tensor in (*inputs.values(), *outputs.values()))
-        return cls(inputs, outputs, batched)
+        batched = all(tensor.shape[:1] == (BATCH,) for tensor in (*taken, *given))
+        return cls(*by_name, batched)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether rows of all requests have one shape, so that any two requests fit into one batch."""
+        return not any(tensor.optional or _dynamic(tensor.shape[1:]) for tensor in self.inputs.values())
+
+
+def _dynamic(shape: Sequence[Axis]) -> bool:
+    return any(isinstance(axis, str) for axis in shape)
 
 
 def _tensor(spec: signature_pb2.TensorSpec) -> Tensor:
     datatype = DATATYPES.get(spec.datatype)
-    if spec.datatype == "BF16":
-        raise UnimplementedError(f"Tensor {spec.name!r} is BF16, which this server does not serve. Cast it to FP32.")
     if datatype is None:
         raise InvalidFieldError.of(
             "version.signature",

@@ -9,18 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from penstock.oip import inference_pb2 as pb
 
 Array = npt.NDArray[Any]
+Buffer = bytes | memoryview | npt.NDArray[np.uint8]
 
 # An axis of zero makes a tensor of no bytes out of any shape; a model may then reduce that axis away and be left with
 # the others. A client gets no more elements for nothing than this.
 MAX_EMPTY_SPAN = 2**24
 
 _LENGTH_BYTES = 4
+
+# A view costs more to make than so few bytes to copy.
+_VIEW_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Datatype:
 
 BYTES = Datatype("BYTES", np.dtype(object), "bytes_contents")
 BOOL = Datatype("BOOL", np.dtype("?"), "bool_contents")
+BF16 = Datatype("BF16", np.dtype(ml_dtypes.bfloat16), None)
 
-# BF16 is not among them: numpy has no such dtype.
 DATATYPES = {
     datatype.name: datatype
     for datatype in (
@@ -49,6 +54,7 @@ DATATYPES = {
         Datatype("INT32", np.dtype("<i4"), "int_contents"),
         Datatype("INT64", np.dtype("<i8"), "int64_contents"),
         Datatype("FP16", np.dtype("<f2"), None),
+        BF16,
         Datatype("FP32", np.dtype("<f4"), "fp32_contents"),
         Datatype("FP64", np.dtype("<f8"), "fp64_contents"),
         BYTES,
@@ -73,14 +79,14 @@ def element_count(shape: Sequence[int]) -> int:
     return count
 
 
-def decode_raw(datatype: Datatype, shape: Sequence[int], data: bytes) -> Array:
+def decode_raw(datatype: Datatype, shape: Sequence[int], data: Buffer) -> Array:
     """A read-only view of `data`; for BYTES an object array of `str`, because a tensor of strings is text to ONNX.
 
     Raises `TensorError` if the bytes do not fit datatype and shape.
     """
     count = element_count(shape)
     if datatype is BYTES:
-        return _split_strings(data, count).reshape(shape)
+        return _split_strings(bytes(data), count).reshape(shape)
     expected = count * datatype.dtype.itemsize
     if len(data) != expected:
         raise TensorError(f"expected {expected} bytes for {datatype.name} {list(shape)}; got {len(data)}")
@@ -115,12 +121,14 @@ def decode_typed(datatype: Datatype, shape: Sequence[int], contents: pb.InferTen
     return np.fromiter(values, datatype.dtype, count).reshape(shape)
 
 
-def encode_raw(datatype: Datatype, array: Array) -> bytes:
-    """The raw bytes of an array whose dtype is the datatype's; of `str` elements, their UTF-8."""
+def encode_raw(datatype: Datatype, array: Array) -> bytes | memoryview:
+    """The raw bytes of an array whose dtype is the datatype's, a view of it where that can be; `str` as UTF-8."""
     if datatype is BYTES:
-        elements = [text.encode() for text in array.ravel().tolist()]
+        elements = [item if isinstance(item, bytes) else item.encode() for item in array.ravel().tolist()]
         return b"".join(part for element in elements for part in (_length(element), element))
-    return array.astype(datatype.dtype, copy=False).tobytes()
+    if array.nbytes < _VIEW_BYTES:
+        return array.astype(datatype.dtype, copy=False).tobytes()
+    return np.ascontiguousarray(array, datatype.dtype).reshape(-1).view(np.uint8).data
 
 
 def _length(element: bytes) -> bytes:

@@ -8,9 +8,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -24,6 +24,19 @@ from penstock.rpc.errors import StartupError
 from penstock.rpc.logs import LogFormat, LogLevel
 
 MIB = 1024 * 1024
+
+# Addresses that one can listen on but not call.
+_CALLABLE_HOSTS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # nothing is bound here
+
+# A service whose calls are many and small makes `auto` its default.
+Transport = Annotated[
+    Literal["auto", "envoy", "grpcio"],
+    Field(
+        description="What carries the calls. 'envoy' answers several times as many small calls a second; it runs the "
+        "service inside an Envoy process and needs the package pyvoy. 'grpcio' runs on any platform and takes less "
+        "memory. 'auto' is envoy where it can run, else grpcio."
+    ),
+]
 
 
 def default_home() -> Path:
@@ -39,6 +52,8 @@ class ServerSettings(BaseSettings):
     """What every server can be told. A subclass adds what is its own and names its section."""
 
     section: ClassVar[str]
+    # Whether several processes can each keep a home of their own: not where the home is what the service is for.
+    allows_workers: ClassVar[bool] = False
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     host: Annotated[
@@ -56,6 +71,36 @@ class ServerSettings(BaseSettings):
             description="Folder that keeps everything; PENSTOCK_HOME sets it for all services.",
         ),
     ]
+    transport: Transport = "grpcio"
+    workers: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=256,
+            description="Processes behind the port; the kernel gives each connection to one of them. More use more "
+            "cores, and each takes its own memory and loads its own models. A client has to open several connections "
+            "to reach them all.",
+        ),
+    ] = 1
+    tls_cert: Annotated[
+        Path | None,
+        Field(description="PEM file of the certificate and its chain. With tls_key, only TLS is spoken on the port."),
+    ] = None
+    tls_key: Annotated[Path | None, Field(description="PEM file of the certificate's private key, unencrypted.")] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Field(
+            description="PEM file of authorities. Only clients with a certificate of theirs are let in; without it, "
+            "TLS hides the calls but lets anyone make them."
+        ),
+    ] = None
+    response_compression: Annotated[
+        Literal["none", "gzip"],
+        Field(
+            description="'gzip' compresses answers to clients that take it: less network for more CPU, which seldom "
+            "pays for tensors. Compressed requests are always taken."
+        ),
+    ] = "none"
     max_message_mib: Annotated[
         int,
         Field(
@@ -88,10 +133,45 @@ class ServerSettings(BaseSettings):
         bool, Field(description="Stop when standard input ends: for a supervisor that holds the other end.")
     ] = False
 
+    _worker: int | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _fitting_together(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; only one is set")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key: only a TLS server can ask for certificates")
+        if self.workers > 1 and not self.allows_workers:
+            raise ValueError("workers must be 1: this service keeps its state in its home, for one process alone")
+        return self
+
     @property
     def service_home(self) -> Path:
-        """This service's own folder under the home."""
-        return self.home / self.section
+        """This process's own folder under the home."""
+        home = self.home / self.section
+        return home if self._worker is None else home / f"worker-{self._worker}"
+
+    def of_worker(self, number: int) -> Self:
+        """The settings of one of several workers, which has a home of its own."""
+        copy = self.model_copy()
+        copy._worker = number  # noqa: SLF001  # our own
+        return copy
+
+    @property
+    def bracketed_host(self) -> str:
+        """The host as it stands before a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def callable_host(self) -> str:
+        """A host under which this machine itself reaches the server."""
+        return _CALLABLE_HOSTS.get(self.bracketed_host, self.bracketed_host)
+
+    def cannot_listen(self) -> StartupError:
+        return StartupError(
+            f"Cannot listen on {self.bracketed_host}:{self.port}: the address is not this machine's, or something "
+            f"listens there already. Stop that, or choose another port with --port (0 takes a free one)."
+        )
 
     @property
     def max_message_bytes(self) -> int:
@@ -107,12 +187,15 @@ class ServerSettings(BaseSettings):
         if (home := os.environ.get("PENSTOCK_HOME")) and f"{cls.model_config['env_prefix']}HOME" not in os.environ:
             values.setdefault("home", home)
         try:
-            return cls(**values)  # type: ignore[arg-type]  # pydantic checks and converts them
+            loaded = cls(**values)  # type: ignore[arg-type]  # pydantic checks and converts them
         except ValidationError as error:
             problems = "; ".join(_problem(item) for item in error.errors(include_url=False))
             raise StartupError(f"Wrong configuration of {cls.section}: {problems}.") from error
         except SettingsError as error:
             raise StartupError(f"Wrong configuration of {cls.section}: {error}.") from error
+        for name in ("tls_cert", "tls_key", "tls_client_ca"):
+            _check_readable(name, getattr(loaded, name))
+        return loaded
 
     @classmethod
     def settings_customise_sources(
@@ -127,7 +210,17 @@ class ServerSettings(BaseSettings):
         return (init_settings, env_settings, InitSettingsSource(settings_cls, _toml_table(cls.section)))
 
 
+def _check_readable(name: str, path: Path | None) -> None:
+    try:
+        if path is not None:
+            path.read_bytes()
+    except OSError as error:
+        raise StartupError(f"Cannot read {name}, {path}: {error.strerror}.") from error
+
+
 def _problem(item: ErrorDetails) -> str:
+    if not item["loc"]:
+        return item["msg"].removeprefix("Value error, ")
     name = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"there is no setting {name!r}"

@@ -145,7 +145,20 @@ class Inference:
 @asynccontextmanager
 async def inference_server(home: Path, registry_port: int, **settings: object) -> AsyncIterator[Inference]:
     """An inference server on a free port that follows the registry on a port."""
-    values = {"port": 0, "home": home, "registry": f"127.0.0.1:{registry_port}", "reflection": False, **settings}
+    async with _served(home, registry=f"127.0.0.1:{registry_port}", **settings) as inference:
+        yield inference
+
+
+@asynccontextmanager
+async def folder_server(folder: Path, home: Path, **settings: object) -> AsyncIterator[Inference]:
+    """An inference server on a free port that serves a folder of models."""
+    async with _served(home, repository=folder, **settings) as inference:
+        yield inference
+
+
+@asynccontextmanager
+async def _served(home: Path, **settings: object) -> AsyncIterator[Inference]:
+    values = {"port": 0, "home": home, "metrics_port": -1, "reflection": False, **settings}
     configured = InferenceSettings.load(values)
     async with (
         application(configured) as app,
@@ -161,7 +174,9 @@ from penstock.inference.app import application
 from penstock.inference.settings import InferenceSettings
 from penstock.rpc.server import serve
 home, registry, ready_file = sys.argv[1:]
-settings = InferenceSettings.load({"port": 0, "home": home, "registry": registry, "ready_file": ready_file})
+settings = InferenceSettings.load(
+    {"port": 0, "home": home, "registry": registry, "ready_file": ready_file, "metrics_port": 0, "transport": "grpcio"}
+)
 asyncio.run(serve(settings, application(settings)))
 """
 
@@ -215,3 +230,24 @@ async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not await holds():  # noqa: ASYNC110  # the other side announces nothing
             await asyncio.sleep(0.02)
+
+
+def put_model(
+    folder: Path,
+    name: str,
+    bundle: Bundle,
+    *,
+    number: int = 1,
+    config: str = "",
+    labels: dict[str, list[str]] | None = None,
+) -> None:
+    """Writes a model into a folder in Triton's layout. `labels` are the class names of outputs."""
+    version = folder / name / str(number)
+    version.mkdir(parents=True, exist_ok=True)
+    for file, data in bundle.files.items():
+        (version / file).write_bytes(data)
+    for output, classes in (labels or {}).items():
+        (folder / name / f"{output}.txt").write_text("\n".join(classes))
+        config += f'\noutput {{ name: "{output}" label_filename: "{output}.txt" }}'
+    if config:
+        (folder / name / "config.pbtxt").write_text(config)

@@ -31,7 +31,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Infe
         "lookup": graphs.lookup(),
         "words": graphs.identity("BYTES", ["batch", 2]),
         "scalar": graphs.identity("FP64", []),
-        "brain": graphs.identity("BF16", ["batch"]),
+        "broken": graphs.Bundle({"model.onnx": b"\x0a\x03abc"}, graphs.scale(1).signature),
         **{f"same-{name.lower()}": graphs.identity(name, ["n", 3]) for name in NUMERIC},
     }
     targets = {name: [(await registry.add(name, 1, bundle), 100)] for name, bundle in bundles.items()}
@@ -261,7 +261,7 @@ INVALID = {
     "too few raw entries": (
         _changed(lambda request: request.inputs.append(request.inputs[0])),
         "raw_input_contents",
-        "expected 2 entries, one for each input; got 1",
+        "expected 2 entries, one for each input that is not in shared memory; got 1",
     ),
     "BOOL of two": (_raw("same-bool", "BOOL", [1, 3], b"\0\1\2"), "raw_input_contents[0]", "got 2"),
     "BYTES cut in a length": (
@@ -338,24 +338,15 @@ async def test_a_wrong_request_is_told_what_is_wrong(oip: GRPCInferenceServiceSt
     assert (await oip.ModelInfer(infer_request("scale", {"rows": ROWS}))).outputs, "the server goes on"
 
 
-UNSERVED = {
-    "sequence_id": lambda request: setattr(request.parameters["sequence_id"], "int64_param", 1),
-    "sequence_start": lambda request: setattr(request.parameters["sequence_start"], "bool_param", True),
-    "priority": lambda request: setattr(request.parameters["priority"], "uint64_param", 1),
-    "shared_memory_region": lambda request: setattr(
-        request.inputs[0].parameters["shared_memory_region"], "string_param", "r"
-    ),
-    "classification": lambda request: setattr(
-        request.outputs.add(name="total").parameters["classification"], "int64_param", 1
-    ),
-}
-
-
-@pytest.mark.parametrize("key", UNSERVED)
-async def test_a_parameter_that_would_change_the_answer_is_refused(oip: GRPCInferenceServiceStub, key: str) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match=key) as caught:
-        await oip.ModelInfer(_changed(UNSERVED[key]))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+async def test_shared_memory_is_off_unless_the_operator_says_so(oip: GRPCInferenceServiceStub) -> None:
+    request = infer_request("scale", {"rows": ROWS})
+    del request.raw_input_contents[:]
+    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 32
+    for call in (oip.ModelInfer(request), oip.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest())):
+        with pytest.raises(grpc.aio.AioRpcError, match="--allow-client-shm") as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("timeout_us", [0, 10_000_000])
@@ -393,22 +384,12 @@ async def test_a_version_that_is_no_number_is_refused_whoever_asks(oip: GRPCInfe
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_bf16_is_unimplemented_and_disturbs_nothing(server: Inference) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="BF16") as caught:
-        await server.oip.ModelInfer(pb.ModelInferRequest(model_name="brain"))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    index = (await server.oip.RepositoryIndex(pb.RepositoryIndexRequest())).models
-    (brain,) = [one for one in index if one.name == "brain"]
-    assert (brain.state, "BF16" in brain.reason) == ("UNAVAILABLE", True)
-    assert not (await server.oip.ModelReady(pb.ModelReadyRequest(name="brain"))).ready
-
-
 async def test_the_index_lists_all_versions_or_the_ready_ones(oip: GRPCInferenceServiceStub) -> None:
     everything = (await oip.RepositoryIndex(pb.RepositoryIndexRequest())).models
     ready = (await oip.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))).models
-    assert {one.name for one in everything} - {one.name for one in ready} == {"brain"}
+    assert {one.name for one in everything} - {one.name for one in ready} == {"broken"}
     assert [(one.version, one.state, one.reason) for one in ready if one.name == "scale"] == [("3", "READY", "")]
-    with pytest.raises(grpc.aio.AioRpcError, match="repository_name"):
+    with pytest.raises(grpc.aio.AioRpcError, match="There is no repository 'other'"):
         await oip.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="other"))
 
 
@@ -416,14 +397,14 @@ async def test_served_versions_are_listed_by_model_and_number(server: Inference)
     everything = await server.served()
     names = [(one.model, one.version) for one in everything]
     assert names == sorted(names)
-    assert {"brain", "pair", "scale"} <= {model for model, _ in names}
+    assert {"broken", "pair", "scale"} <= {model for model, _ in names}
     (scale,) = await server.served("scale")
     assert scale in everything
     assert (scale.version, scale.weight, scale.message) == (3, 100, "")
     assert scale.bundle_digest.startswith("sha256:")
     assert scale.update_time.seconds > 0
-    (brain,) = await server.served("brain")
-    assert "BF16" in brain.message
+    (broken,) = await server.served("broken")
+    assert "cannot open model.onnx" in broken.message
     assert await server.served("nobody") == []
 
 

@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import tritonclient.grpc as triton
-from google.protobuf.descriptor import Descriptor
 from tests.integration.inference import graphs
 from tests.integration.inference.fleet import Registry, inference_server
-from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
-
-from penstock.oip import inference_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -47,7 +43,8 @@ async def test_health_and_metadata(client: triton.InferenceServerClient) -> None
         assert not client.is_model_ready("words", "5")
         assert not client.is_model_ready("nobody")
         server = client.get_server_metadata(as_json=True)
-        assert (server["name"], server["extensions"]) == ("triton", ["binary_tensor_data"])
+        assert server["name"] == "triton"
+        assert {"binary_tensor_data", "model_repository", "statistics"} <= set(server["extensions"])
         assert client.get_model_metadata("scale", as_json=True) == {
             "name": "scale",
             "versions": ["1"],
@@ -100,43 +97,3 @@ async def test_an_unknown_model_reads_as_triton_clients_expect(client: triton.In
     with pytest.raises(InferenceServerException, match="Request for unknown model: 'nobody' is not found") as caught:
         await asyncio.to_thread(client.infer, "nobody", [given])
     assert caught.value.status() == "StatusCode.NOT_FOUND"
-
-
-def _messages(descriptors: dict[str, Descriptor]) -> dict[str, Descriptor]:
-    found = {}
-    for descriptor in descriptors.values():
-        found[descriptor.full_name] = descriptor
-        found |= _messages(descriptor.nested_types_by_name)
-    return found
-
-
-def _fields(descriptor: Descriptor) -> set[tuple[object, ...]]:
-    return {
-        (
-            field.number,
-            field.name,
-            field.type,
-            field.is_repeated,
-            field.message_type.full_name if field.message_type else None,
-            field.containing_oneof.name if field.containing_oneof else None,
-        )
-        for field in descriptor.fields
-    }
-
-
-OURS = _messages(pb.DESCRIPTOR.message_types_by_name)
-THEIRS = _messages(service_pb2.DESCRIPTOR.message_types_by_name)
-
-
-@pytest.mark.parametrize("name", OURS)
-async def test_every_field_of_our_messages_is_theirs(name: str) -> None:
-    assert _fields(OURS[name]) == _fields(THEIRS[name])
-
-
-async def test_our_rpcs_are_theirs() -> None:
-    ours = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
-    theirs = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
-    assert len(ours) == 7
-    for name, method in ours.items():
-        assert method.input_type.full_name == theirs[name].input_type.full_name
-        assert method.output_type.full_name == theirs[name].output_type.full_name

@@ -9,13 +9,19 @@ import grpc
 import numpy as np
 import pytest
 from tests.integration.inference.fleet import infer_request
-from tests.unit.inference.gated import GatedEngine, GatedLoader, desired, version
+from tests.unit.inference.gated import GatedEngine, GatedLoader
 
-from penstock.inference.batcher import BatchLimits
-from penstock.inference.oip_servicer import InferenceServicer
+from penstock.inference.cuda_memory import CudaMemory
+from penstock.inference.index import RegistryControl
+from penstock.inference.log_settings import LogSettings
+from penstock.inference.metrics import LoadMetrics
+from penstock.inference.oip_servicer import InferenceServicer, Memory
 from penstock.inference.repository import Repository
 from penstock.inference.serving_servicer import ServingServicer
 from penstock.inference.settings import InferenceSettings
+from penstock.inference.shared_memory import SharedMemory
+from penstock.inference.trace_settings import TraceConfig, TraceSettings
+from penstock.inference.tracing import Tracer
 from penstock.oip import inference_pb2 as pb
 from penstock.oip.inference_pb2_grpc import GRPCInferenceServiceStub
 from penstock.rpc.server import Application, listening
@@ -51,7 +57,7 @@ class Gated:
     async def waits(self, count: int) -> None:
         """Waits until so many requests whose callers are still there are in the queue."""
         (served,) = self._repository.versions()
-        await self._until(lambda: sum(not one.answer.done() for one in served._batcher._queue) == count)
+        await self._until(lambda: sum(not one.answer.done() for one in served.loaded.scheduler._queue) == count)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -59,15 +65,21 @@ class Gated:
                 await asyncio.sleep(0.005)
 
 
+def servicer(repository: Repository) -> InferenceServicer:
+    tracer = Tracer(TraceSettings(TraceConfig(), "", "", lambda _: None), 0)
+    memory = Memory(SharedMemory(allowed=False), CudaMemory(allowed=False))
+    return InferenceServicer(repository, RegistryControl(repository), memory, LogSettings(), tracer, "gated")
+
+
 @asynccontextmanager
 async def gated(home: Path) -> AsyncIterator[Gated]:
     settings = InferenceSettings.load({"port": 0, "home": home, "reflection": False})
-    loader = GatedLoader()
-    repository = Repository(loader, BatchLimits(max_batch_size=8, max_queue_size=QUEUE))
-    repository.apply(desired(1, (version(1), 100)))
+    loader = GatedLoader(max_batch_size=8, max_queue_size=QUEUE)
+    repository = Repository(loader.prune, LoadMetrics(), retries=True)
+    repository.apply(loader.desired(1, (1, 100)))
     loader.succeed(1)
     server = Gated(repository, loader.engines[1])
-    services = [InferenceServicer(repository, "gated").service(), ServingServicer(repository).service()]
+    services = [servicer(repository).service(), ServingServicer(repository).service()]
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
@@ -153,13 +165,14 @@ async def test_a_stopping_server_finishes_what_is_queued(tmp_path: Path) -> None
 
 async def test_a_loading_model_is_unavailable(tmp_path: Path) -> None:
     settings = InferenceSettings.load({"port": 0, "home": tmp_path, "reflection": False})
-    repository = Repository(GatedLoader(), BatchLimits(8, QUEUE))
-    repository.apply(desired(1, (version(1), 100)))
+    loader = GatedLoader()
+    repository = Repository(loader.prune, LoadMetrics(), retries=True)
+    repository.apply(loader.desired(1, (1, 100)))
 
     async def drain() -> None:
         repository.drain()
 
-    application = Application([InferenceServicer(repository, "gated").service()], drain)
+    application = Application([servicer(repository).service()], drain)
     async with listening(settings, application) as address, grpc.aio.insecure_channel(address) as channel:
         oip = GRPCInferenceServiceStub(channel)
         for call in (

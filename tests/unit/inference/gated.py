@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from penstock.api.registry.v1.deployment_service_pb2 import DesiredModel, DesiredVersion, WatchResponse
-from penstock.api.registry.v1.model_pb2 import Version
 from penstock.api.types.v1.signature_pb2 import Dimension, TensorSpec
 from penstock.api.types.v1.signature_pb2 import Signature as SignatureMessage
-from penstock.inference.loader import Loaded
+from penstock.inference.batch_options import BatchOptions, QueuePolicy
+from penstock.inference.batcher import Batcher
+from penstock.inference.engine import Stop
+from penstock.inference.inference import Loaded
+from penstock.inference.instance import Instance
 from penstock.inference.signature import Signature
+from penstock.inference.statistics import Statistics
 from penstock.inference.tensors import Array
+from penstock.inference.wanted import Desired, WantedVersion
+from penstock.oip.model_config_pb2 import ModelConfig
 from penstock.rpc.errors import PenstockError
 
 POISON = 13.0
@@ -26,14 +31,21 @@ class GatedEngine:
         self.gate = threading.Semaphore(0)
         self.runs: list[Array] = []
         self.closed = False
+        self.stopped = False
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
         self.runs.append(inputs["rows"])
         if not self.gate.acquire(timeout=20):
             raise TimeoutError("the test never opened the gate")
         if (inputs["rows"] == POISON).any():
             raise PenstockError("Poisoned rows.")
         return [{"scaled": inputs["rows"] * 2, "count": np.ones_like(inputs["rows"][:, :1])}[name] for name in outputs]
+
+    def stopper(self) -> Stop:
+        return self
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def close(self) -> None:
         self.closed = True
@@ -50,22 +62,13 @@ def signature_message(batch: str = "batch") -> SignatureMessage:
     return SignatureMessage(inputs=[spec("rows", "width")], outputs=[spec("scaled", "width"), spec("count", "one")])
 
 
-def version(number: int, model: str = "gated") -> Version:
-    return Version(model=model, number=number, signature=signature_message(), bundle_digest=f"sha256:{model}-{number}")
-
-
-def desired(revision: int, *targets: tuple[Version, int]) -> WatchResponse:
-    """A desired state with one model."""
-    versions = [DesiredVersion(version=one, weight=weight) for one, weight in targets]
-    return WatchResponse(revision=revision, models=[DesiredModel(model=targets[0][0].model, versions=versions)])
-
-
 class GatedLoader:
     """Hands out a `GatedEngine` for each version number, once the test says how the load ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_batch_size: int = 4, max_queue_size: int = 10) -> None:
         self.engines: defaultdict[int, GatedEngine] = defaultdict(GatedEngine)
         self.kept: set[str] = set()
+        self._options = BatchOptions(max_batch_size, QueuePolicy(max_queue_size))
         self._outcomes: defaultdict[int, asyncio.Future[None]] = defaultdict(asyncio.get_running_loop().create_future)
 
     def succeed(self, number: int) -> None:
@@ -75,9 +78,32 @@ class GatedLoader:
         """Fails the load that waits or comes next; the one after that waits again."""
         self._outcomes.pop(number, asyncio.get_running_loop().create_future()).set_exception(PenstockError(message))
 
-    async def load(self, version: Version) -> Loaded:
-        await asyncio.shield(self._outcomes[version.number])
-        return Loaded(Signature.of(version.signature), self.engines[version.number])
+    def version(self, number: int, weight: int = 100) -> WantedVersion:
+        return WantedVersion("gated", number, f"sha256:gated-{number}", weight, GatedSource(self, number))
+
+    def desired(self, revision: int, *targets: tuple[int, int]) -> Desired:
+        """A desired state with one model: numbers and weights."""
+        return Desired.of(revision, [self.version(number, weight) for number, weight in targets])
+
+    async def load(self, number: int) -> Loaded:
+        await asyncio.shield(self._outcomes[number])
+        signature, statistics = Signature.of(signature_message()), Statistics()
+        instance = Instance(self.engines[number], signature, None, loop_rows=0)
+        scheduler = Batcher(f"Model 'gated' version {number}", [instance], signature, self._options, statistics)
+        config = ModelConfig(name="gated", max_batch_size=self._options.max_batch_size)
+        return Loaded(signature, config, {}, scheduler, statistics)
 
     def prune(self, keep: set[str]) -> None:
         self.kept = keep
+
+
+class GatedSource:
+    """One of a loader's versions."""
+
+    def __init__(self, loader: GatedLoader, number: int) -> None:
+        self._loader = loader
+        self._number = number
+        self.keeps = (f"file-{number}",)
+
+    async def load(self) -> Loaded:
+        return await self._loader.load(self._number)

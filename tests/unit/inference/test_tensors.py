@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from penstock.inference.tensors import (
+    BF16,
     BYTES,
     DATATYPES,
     MAX_EMPTY_SPAN,
@@ -26,6 +27,9 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[Datatype, Array]:
     datatype = draw(st.sampled_from(list(DATATYPES.values())))
+    if datatype is BF16:
+        # hypothesis makes no such numbers; their bits are any 16.
+        return datatype, draw(hnp.arrays(np.uint16, SHAPES)).view(BF16.dtype)
     elements = st.text(max_size=8) if datatype is BYTES else None
     return datatype, draw(hnp.arrays(datatype.dtype, SHAPES, elements=elements))
 

@@ -16,7 +16,7 @@ class SampleSettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_SAMPLE_", extra="forbid", frozen=True)
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8042
-    workers: tuple[int, ...] = ()
+    peers: tuple[int, ...] = ()
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +91,8 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, value: str) 
 
 
 def test_a_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PENSTOCK_SAMPLE_WORKERS", "[1, 2")
-    with pytest.raises(StartupError, match=r"Wrong configuration of sample: .*workers"):
+    monkeypatch.setenv("PENSTOCK_SAMPLE_PEERS", "[1, 2")
+    with pytest.raises(StartupError, match=r"Wrong configuration of sample: .*peers"):
         SampleSettings.load({})
 
 

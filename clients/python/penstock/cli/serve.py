@@ -1,6 +1,5 @@
-"""`penstock serve`: one service in this process. Its options are the fields of its settings."""
+"""`penstock serve`: one service, in this process or below it. Its options are the fields of its settings."""
 
-import asyncio
 import importlib
 import os
 import types
@@ -53,13 +52,11 @@ def service_command(name: str) -> click.Command:
     settings: type[ServerSettings] = getattr(importlib.import_module(module), class_name)
 
     def run(**flags: object) -> None:
-        from penstock.rpc.server import serve as serve_application
+        from penstock.rpc.launch import run as run_application
 
-        application = importlib.import_module(module.replace(".settings", ".app")).application
         given = {field: value for field, value in flags.items() if value is not None}
         try:
-            loaded = settings.load(given)
-            asyncio.run(serve_application(loaded, application(loaded)))
+            run_application(settings.load(given), module.replace(".settings", ".app") + ":application")
         except StartupError as error:
             raise click.ClickException(str(error)) from error
 

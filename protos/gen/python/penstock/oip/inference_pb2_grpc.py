@@ -28,9 +28,10 @@ if _version_not_supported:
 class GRPCInferenceServiceStub:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
-    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
-    model whose tensors this server cannot serve (BF16).
+    Errors of all RPCs about a model, where theirs say nothing else: NOT_FOUND for an unknown model or version,
+    INVALID_ARGUMENT for a version that is no number, UNAVAILABLE while it is loading, after it failed to load or while
+    the server shuts down, UNIMPLEMENTED for a model that this server cannot run. RPCs about the server itself have no
+    errors but those that they name.
     """
 
     def __init__(self, channel):
@@ -64,24 +65,90 @@ class GRPCInferenceServiceStub:
                 request_serializer=penstock_dot_oip_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=penstock_dot_oip_dot_inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelConfig',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
+        self.ModelStatistics = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelStatistics',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.ModelStatisticsResponse.FromString,
+                _registered_method=True)
         self.ModelInfer = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelInfer',
                 request_serializer=penstock_dot_oip_dot_inference__pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=penstock_dot_oip_dot_inference__pb2.ModelInferResponse.FromString,
+                _registered_method=True)
+        self.ModelStreamInfer = channel.stream_stream(
+                '/inference.GRPCInferenceService/ModelStreamInfer',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.ModelInferRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.ModelStreamInferResponse.FromString,
                 _registered_method=True)
         self.RepositoryIndex = channel.unary_unary(
                 '/inference.GRPCInferenceService/RepositoryIndex',
                 request_serializer=penstock_dot_oip_dot_inference__pb2.RepositoryIndexRequest.SerializeToString,
                 response_deserializer=penstock_dot_oip_dot_inference__pb2.RepositoryIndexResponse.FromString,
                 _registered_method=True)
+        self.RepositoryModelLoad = channel.unary_unary(
+                '/inference.GRPCInferenceService/RepositoryModelLoad',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelLoadRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelLoadResponse.FromString,
+                _registered_method=True)
+        self.RepositoryModelUnload = channel.unary_unary(
+                '/inference.GRPCInferenceService/RepositoryModelUnload',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelUnloadResponse.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryStatus = channel.unary_unary(
+                '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryStatusResponse.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryRegister = channel.unary_unary(
+                '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryUnregister = channel.unary_unary(
+                '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
+                _registered_method=True)
+        self.CudaSharedMemoryStatus = channel.unary_unary(
+                '/inference.GRPCInferenceService/CudaSharedMemoryStatus',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryStatusRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryStatusResponse.FromString,
+                _registered_method=True)
+        self.CudaSharedMemoryRegister = channel.unary_unary(
+                '/inference.GRPCInferenceService/CudaSharedMemoryRegister',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryRegisterRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryRegisterResponse.FromString,
+                _registered_method=True)
+        self.CudaSharedMemoryUnregister = channel.unary_unary(
+                '/inference.GRPCInferenceService/CudaSharedMemoryUnregister',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryUnregisterRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryUnregisterResponse.FromString,
+                _registered_method=True)
+        self.TraceSetting = channel.unary_unary(
+                '/inference.GRPCInferenceService/TraceSetting',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.TraceSettingRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.TraceSettingResponse.FromString,
+                _registered_method=True)
+        self.LogSettings = channel.unary_unary(
+                '/inference.GRPCInferenceService/LogSettings',
+                request_serializer=penstock_dot_oip_dot_inference__pb2.LogSettingsRequest.SerializeToString,
+                response_deserializer=penstock_dot_oip_dot_inference__pb2.LogSettingsResponse.FromString,
+                _registered_method=True)
 
 
 class GRPCInferenceServiceServicer:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
-    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
-    model whose tensors this server cannot serve (BF16).
+    Errors of all RPCs about a model, where theirs say nothing else: NOT_FOUND for an unknown model or version,
+    INVALID_ARGUMENT for a version that is no number, UNAVAILABLE while it is loading, after it failed to load or while
+    the server shuts down, UNIMPLEMENTED for a model that this server cannot run. RPCs about the server itself have no
+    errors but those that they name.
     """
 
     def ServerLive(self, request, context):
@@ -99,21 +166,37 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether a version answers requests. Of an unknown one: OK, with `ready` false.
+        """Whether a version answers requests. Of one that is unknown or not ready: OK, with `ready` false.
+
+        Errors: INVALID_ARGUMENT for a version that is no number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """What this server is and can do.
+        """What this server is and can do. Clients ask it first, to learn which RPCs they may call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """The inputs and outputs of a version.
+        """The inputs and outputs of a version, the batch axis with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelConfig(self, request, context):
+        """The configuration that a version is served with: what its owner wrote, completed from the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStatistics(self, request, context):
+        """How many requests versions have answered and how long that took, cumulative since each was loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,16 +205,147 @@ class GRPCInferenceServiceServicer:
     def ModelInfer(self, request, context):
         """Runs a model once.
 
-        Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; DEADLINE_EXCEEDED
-        if the caller's deadline or the parameter `timeout` passed (a request that still waits is then never run);
-        UNAVAILABLE if the queue is full; UNIMPLEMENTED for a parameter that would change the answer and is not served.
+        Errors besides: INVALID_ARGUMENT names the model and the tensor, what was expected and what came; NOT_FOUND for a
+        shared memory region that is not registered; DEADLINE_EXCEEDED if the caller's deadline or the parameter `timeout`
+        passed (a request that still waits is then never run); UNAVAILABLE if the queue is full; RESOURCE_EXHAUSTED for a
+        tensor in shared memory above its limit, or an output that the machine has no memory for there; UNIMPLEMENTED for
+        a decoupled model, which only ModelStreamInfer runs, and for shared memory where it is off. Limits:
+        `max_batch_size` rows a request, 1 GiB a tensor in shared memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStreamInfer(self, request_iterator, context):
+        """Runs models, once for each request of the stream; requests to several models may share one.
+
+        Responses come in the order of their requests, except those of decoupled models, of which one request gets any
+        number. A request that fails does not end the stream: its response has `error_message` and its id, and the next
+        request goes on. Every `infer_response` has the parameter `triton_final_response` (bool): whether it is its
+        request's last one. A decoupled model may only find out after its last answer that there are no more; the empty
+        final response that says so is sent to requests that asked with the parameter
+        `triton_enable_empty_final_response` (bool), and only of decoupled models. After the client's half-close the
+        requests in flight finish, then the stream ends with OK.
+
+        Errors of single requests are ModelInfer's, as texts; the stream itself ends with UNAVAILABLE if the server shuts
+        down. Limits: ModelInfer's for each request; of one stream, 256 requests are worked on at once, and the next one is
+        read when one of them is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RepositoryIndex(self, request, context):
-        """Lists the versions that the server knows, ready or not.
+        """Lists the versions that the server knows, ready or not, by model and number.
+
+        Errors: NOT_FOUND for a repository's name; UNAVAILABLE (shutting down).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepositoryModelLoad(self, request, context):
+        """Loads a model, or loads it anew; returns when the versions that its configuration asks for are ready.
+
+        Errors: FAILED_PRECONDITION unless the server is in explicit mode, and, with `failed to load` in the text, for a
+        model that cannot be served (what it served before goes on being served); INVALID_ARGUMENT for a name, a
+        configuration or an upload that is wrong; UNAVAILABLE (shutting down). Limits: uploads and all else together are
+        one message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RepositoryModelUnload(self, request, context):
+        """Unloads all versions of a model. They take no new requests from then on; returns when those in flight are finished
+        or the limit has passed.
+
+        Errors: FAILED_PRECONDITION unless the server is in explicit mode; NOT_FOUND if no such model is loaded;
+        UNAVAILABLE if requests in flight take longer than the limit (the model goes when they have ended).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryStatus(self, request, context):
+        """Lists regions of system shared memory.
+
+        Errors: NOT_FOUND for a name that is not registered; UNIMPLEMENTED unless the server was started with
+        --allow-client-shm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryRegister(self, request, context):
+        """Gives a window of a POSIX shared memory object on the server's machine a name that requests can use. The object
+        stays its owner's, who keeps it, unchanged in size, until the region is unregistered.
+
+        Errors: UNIMPLEMENTED unless the server was started with --allow-client-shm; ALREADY_EXISTS for a name that is
+        registered; INVALID_ARGUMENT for a key that names no object, or a window that is not inside it;
+        RESOURCE_EXHAUSTED if 1,024 regions are registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryUnregister(self, request, context):
+        """Forgets a region, or all. One that is not registered is no error.
+
+        Errors: UNIMPLEMENTED unless the server was started with --allow-client-shm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CudaSharedMemoryStatus(self, request, context):
+        """Lists regions of GPU memory.
+
+        Errors: NOT_FOUND for a name that is not registered; UNIMPLEMENTED where there is no GPU, or unless the server was
+        started with --allow-client-shm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CudaSharedMemoryRegister(self, request, context):
+        """Gives memory that another process allocated on a GPU of the server's machine a name that requests can use.
+
+        Errors: UNIMPLEMENTED where there is no GPU, or unless the server was started with --allow-client-shm;
+        ALREADY_EXISTS for a name that is registered; INVALID_ARGUMENT for a handle that cannot be opened, or a size above
+        the allocation's; RESOURCE_EXHAUSTED if 1,024 regions are registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CudaSharedMemoryUnregister(self, request, context):
+        """Forgets a region, or all. One that is not registered is no error.
+
+        Errors: UNIMPLEMENTED where there is no GPU, or unless the server was started with --allow-client-shm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TraceSetting(self, request, context):
+        """Changes the settings of request traces, and tells what holds then. Without settings it only tells. All settings of
+        a call are changed or, if one is wrong, none.
+
+        Errors: NOT_FOUND for an unknown model; INVALID_ARGUMENT for an unknown setting, a value that it does not take, a
+        kind of trace that the operator gave no destination, or `trace_file`, because no client chooses a path;
+        UNIMPLEMENTED for the level `TENSORS`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogSettings(self, request, context):
+        """Changes the settings of the server's log, and tells what holds then. Without settings it only tells. All settings
+        of a call are changed or, if one is wrong, none.
+
+        Errors: INVALID_ARGUMENT for an unknown setting, a value that it does not take, or a `log_file` that is not empty,
+        because no client chooses a path.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,15 +379,80 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_oip_dot_inference__pb2.ModelMetadataRequest.FromString,
                     response_serializer=penstock_dot_oip_dot_inference__pb2.ModelMetadataResponse.SerializeToString,
             ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.ModelConfigResponse.SerializeToString,
+            ),
+            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelStatistics,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.ModelStatisticsResponse.SerializeToString,
+            ),
             'ModelInfer': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelInfer,
                     request_deserializer=penstock_dot_oip_dot_inference__pb2.ModelInferRequest.FromString,
                     response_serializer=penstock_dot_oip_dot_inference__pb2.ModelInferResponse.SerializeToString,
             ),
+            'ModelStreamInfer': grpc.stream_stream_rpc_method_handler(
+                    servicer.ModelStreamInfer,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.ModelInferRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.ModelStreamInferResponse.SerializeToString,
+            ),
             'RepositoryIndex': grpc.unary_unary_rpc_method_handler(
                     servicer.RepositoryIndex,
                     request_deserializer=penstock_dot_oip_dot_inference__pb2.RepositoryIndexRequest.FromString,
                     response_serializer=penstock_dot_oip_dot_inference__pb2.RepositoryIndexResponse.SerializeToString,
+            ),
+            'RepositoryModelLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepositoryModelLoad,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelLoadRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelLoadResponse.SerializeToString,
+            ),
+            'RepositoryModelUnload': grpc.unary_unary_rpc_method_handler(
+                    servicer.RepositoryModelUnload,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelUnloadRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.RepositoryModelUnloadResponse.SerializeToString,
+            ),
+            'SystemSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryStatus,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryStatusRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryStatusResponse.SerializeToString,
+            ),
+            'SystemSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryRegister,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryRegisterRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryRegisterResponse.SerializeToString,
+            ),
+            'SystemSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryUnregister,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryUnregisterRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryUnregisterResponse.SerializeToString,
+            ),
+            'CudaSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.CudaSharedMemoryStatus,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryStatusRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryStatusResponse.SerializeToString,
+            ),
+            'CudaSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
+                    servicer.CudaSharedMemoryRegister,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryRegisterRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryRegisterResponse.SerializeToString,
+            ),
+            'CudaSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
+                    servicer.CudaSharedMemoryUnregister,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryUnregisterRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryUnregisterResponse.SerializeToString,
+            ),
+            'TraceSetting': grpc.unary_unary_rpc_method_handler(
+                    servicer.TraceSetting,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.TraceSettingRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.TraceSettingResponse.SerializeToString,
+            ),
+            'LogSettings': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogSettings,
+                    request_deserializer=penstock_dot_oip_dot_inference__pb2.LogSettingsRequest.FromString,
+                    response_serializer=penstock_dot_oip_dot_inference__pb2.LogSettingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -186,9 +465,10 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 class GRPCInferenceService:
     """Answers inference requests.
 
-    Errors of all RPCs about a model: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for a version that is
-    no number, UNAVAILABLE while it is loading, while it fails to load or the server shuts down, UNIMPLEMENTED for a
-    model whose tensors this server cannot serve (BF16).
+    Errors of all RPCs about a model, where theirs say nothing else: NOT_FOUND for an unknown model or version,
+    INVALID_ARGUMENT for a version that is no number, UNAVAILABLE while it is loading, after it failed to load or while
+    the server shuts down, UNIMPLEMENTED for a model that this server cannot run. RPCs about the server itself have no
+    errors but those that they name.
     """
 
     @staticmethod
@@ -327,6 +607,60 @@ class GRPCInferenceService:
             _registered_method=True)
 
     @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelConfig',
+            penstock_dot_oip_dot_inference__pb2.ModelConfigRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.ModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelStatistics',
+            penstock_dot_oip_dot_inference__pb2.ModelStatisticsRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.ModelStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ModelInfer(request,
             target,
             options=(),
@@ -354,6 +688,33 @@ class GRPCInferenceService:
             _registered_method=True)
 
     @staticmethod
+    def ModelStreamInfer(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/inference.GRPCInferenceService/ModelStreamInfer',
+            penstock_dot_oip_dot_inference__pb2.ModelInferRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.ModelStreamInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RepositoryIndex(request,
             target,
             options=(),
@@ -370,6 +731,276 @@ class GRPCInferenceService:
             '/inference.GRPCInferenceService/RepositoryIndex',
             penstock_dot_oip_dot_inference__pb2.RepositoryIndexRequest.SerializeToString,
             penstock_dot_oip_dot_inference__pb2.RepositoryIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepositoryModelLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/RepositoryModelLoad',
+            penstock_dot_oip_dot_inference__pb2.RepositoryModelLoadRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.RepositoryModelLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RepositoryModelUnload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/RepositoryModelUnload',
+            penstock_dot_oip_dot_inference__pb2.RepositoryModelUnloadRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.RepositoryModelUnloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/SystemSharedMemoryStatus',
+            penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryStatusRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryRegister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/SystemSharedMemoryRegister',
+            penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryRegisterRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryRegisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryUnregister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/SystemSharedMemoryUnregister',
+            penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryUnregisterRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.SystemSharedMemoryUnregisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CudaSharedMemoryStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/CudaSharedMemoryStatus',
+            penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryStatusRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CudaSharedMemoryRegister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/CudaSharedMemoryRegister',
+            penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryRegisterRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryRegisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CudaSharedMemoryUnregister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/CudaSharedMemoryUnregister',
+            penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryUnregisterRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.CudaSharedMemoryUnregisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TraceSetting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/TraceSetting',
+            penstock_dot_oip_dot_inference__pb2.TraceSettingRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.TraceSettingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogSettings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/LogSettings',
+            penstock_dot_oip_dot_inference__pb2.LogSettingsRequest.SerializeToString,
+            penstock_dot_oip_dot_inference__pb2.LogSettingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,136 @@
+"""A folder of models in Triton's layout: `<model>/config.pbtxt` and `<model>/<version>/model.onnx`."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.inference.config_text import parse_config
+from penstock.inference.model_config import ENSEMBLE, backend_of
+from penstock.oip.model_config_pb2 import ModelConfig
+from penstock.rpc.errors import WrongStateError
+
+CONFIG = "config.pbtxt"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_MAX_NAME = 200
+_MAX_LABELS_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class FolderVersion:
+    """One version in a folder. `digest` changes with its files and its configuration."""
+
+    model: str
+    number: int
+    folder: Path
+    config: ModelConfig
+    digest: str
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A model's versions that are to be served, or why there are none."""
+
+    name: str
+    versions: Sequence[FolderVersion]
+    problem: str = ""
+
+
+def model_names(root: Path) -> list[str]:
+    """The names of all models: every folder that is not hidden. Raises `OSError` if the folder cannot be read."""
+    return sorted(path.name for path in root.iterdir() if is_name(path.name) and path.is_dir())
+
+
+def is_name(name: str) -> bool:
+    """Whether a model can be called that: a plain name of a folder."""
+    return 0 < len(name) <= _MAX_NAME and not name.startswith(".") and "/" not in name and "\0" not in name
+
+
+def read_model(root: Path, name: str, override: ModelConfig | None = None) -> FolderModel:
+    """One model of a folder. `override` takes the place of its own configuration. Blocks; raises nothing."""
+    folder = root / name
+    try:
+        versions = _read(folder, name, override if override is not None else _config(folder))
+    except WrongStateError as error:
+        return FolderModel(name, (), error.message)
+    except (OSError, UnicodeDecodeError) as error:
+        return FolderModel(name, (), f"Model {name!r} cannot be read: {error}.")
+    return FolderModel(name, versions)
+
+
+def _read(folder: Path, name: str, config: ModelConfig) -> list[FolderVersion]:
+    if config.name not in ("", name):
+        raise WrongStateError(f"{CONFIG} of model {name!r} says that its name is {config.name!r}.")
+    numbers = _chosen(config, _numbers(folder, config))
+    if not numbers:
+        raise WrongStateError(f"Model {name!r} has no version: no folder {folder.name}/1, for example.")
+    return [_version(folder, name, number, config) for number in numbers]
+
+
+def read_labels(version: FolderVersion) -> Mapping[str, Sequence[str]]:
+    """The class names of outputs whose configuration names a file of them, one a line, in the model's folder.
+
+    Raises `WrongStateError` for a file that is not there or not beside the configuration.
+    """
+    labels = {}
+    for output in version.config.output:
+        if not output.label_filename:
+            continue
+        if not is_name(output.label_filename):
+            raise WrongStateError(f"label_filename {output.label_filename[:80]!r} of {output.name!r} is no plain name.")
+        path = version.folder.parent / output.label_filename
+        try:
+            with path.open("rb") as file:
+                text = file.read(_MAX_LABELS_BYTES).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise WrongStateError(f"Labels of output {output.name!r} cannot be read: {error}.") from error
+        labels[output.name] = text.splitlines()
+    return labels
+
+
+def needs(config: ModelConfig) -> frozenset[str]:
+    """The models that an ensemble is made of."""
+    return frozenset(step.model_name for step in config.ensemble_scheduling.step)
+
+
+def _config(folder: Path) -> ModelConfig:
+    path = folder / CONFIG
+    if not path.exists():
+        return ModelConfig()
+    return parse_config(path.read_text(encoding="utf-8"), str(path))
+
+
+def _numbers(folder: Path, config: ModelConfig) -> list[int]:
+    numbers = sorted(int(path.name) for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
+    # An ensemble has nothing to keep in its version's folder.
+    return numbers or ([1] if backend_of(config) == ENSEMBLE else [])
+
+
+def _chosen(config: ModelConfig, numbers: Sequence[int]) -> Sequence[int]:
+    """What the version policy wants, the newest one by default."""
+    policy = config.version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return numbers
+        case "specific":
+            if missing := sorted(set(policy.specific.versions) - set(numbers)):
+                raise WrongStateError(f"version_policy names version {missing[0]}, which has no folder.")
+            return sorted(set(policy.specific.versions))
+    return numbers[-max(1, policy.latest.num_versions) :]
+
+
+def _version(folder: Path, name: str, number: int, config: ModelConfig) -> FolderVersion:
+    digest = hashlib.sha256(config.SerializeToString(deterministic=True))
+    version = folder / str(number)
+    for path, size, changed_ns in sorted(_files(version)):
+        digest.update(f"{path}\0{size}\0{changed_ns}\0".encode(errors="surrogateescape"))
+    return FolderVersion(name, number, version, config, f"sha256:{digest.hexdigest()}")
+
+
+def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
+    if folder.is_dir():
+        for path in folder.rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                yield str(path.relative_to(folder)), status.st_size, status.st_mtime_ns

@@ -1,0 +1,87 @@
+"""Requests that wait for an instance, the most urgent level first, in order within it. Bounded."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+
+from penstock.inference.gather import RowKey
+from penstock.inference.inference import Inference
+from penstock.inference.tensors import Array
+
+
+class Waiting:
+    """One request in the queue, and who waits for its answer."""
+
+    __slots__ = ("answer", "inference", "key", "timer")
+
+    def __init__(self, inference: Inference, key: RowKey, answer: "asyncio.Future[list[Array]]") -> None:
+        self.inference = inference
+        self.key = key
+        self.answer = answer
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Queue:
+    """One deque a level; level 1 is the most urgent. What waited too long but may still run has a level behind all."""
+
+    def __init__(self, levels: int) -> None:
+        self._levels: list[deque[Waiting]] = [deque() for _ in range(levels + 1)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._levels))
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return (waiting for level in self._levels for waiting in level)
+
+    def size(self, level: int) -> int:
+        """How many wait in a level, those whose callers left not counted."""
+        queue = self._levels[level - 1]
+        return sum(not waiting.answer.done() for waiting in queue)
+
+    def length(self, level: int) -> int:
+        """As `size`, but with those whose callers left; takes no time."""
+        return len(self._levels[level - 1])
+
+    def append(self, level: int, waiting: Waiting) -> None:
+        self._levels[level - 1].append(waiting)
+
+    def discard_left(self, level: int) -> None:
+        """Forgets those of a level whose callers left."""
+        queue = self._levels[level - 1]
+        kept = [waiting for waiting in queue if not waiting.answer.done()]
+        queue.clear()
+        queue.extend(kept)
+
+    def put_behind(self, level: int, waiting: Waiting) -> None:
+        """Moves a request behind those of all levels."""
+        self._levels[level - 1].remove(waiting)
+        self._levels[-1].append(waiting)
+
+    def take(self, max_rows: int) -> list[Waiting]:
+        """The first request that waits, and those behind it that fit beside it into `max_rows` rows, in their order.
+
+        `max_rows` 0: one request alone. A request that does not fit lets smaller ones pass, but keeps its place.
+        """
+        batch: list[Waiting] = []
+        rows = 0
+        for queue in self._levels:
+            if not queue:
+                continue
+            passed_over: list[Waiting] = []
+            while queue and (not batch or rows < max_rows):
+                waiting = queue.popleft()
+                if waiting.answer.done():
+                    continue
+                if batch and (rows + waiting.inference.rows > max_rows or waiting.key != batch[0].key):
+                    passed_over.append(waiting)
+                    continue
+                batch.append(waiting)
+                rows += waiting.inference.rows
+            if passed_over:
+                queue.extendleft(reversed(passed_over))
+        return batch
+
+    def waiting_rows(self) -> tuple[int, int | None]:
+        """The rows that wait, and the arrival of the oldest request, nanoseconds."""
+        alive = [waiting.inference for waiting in self if not waiting.answer.done()]
+        return sum(one.rows for one in alive), min((one.arrival_ns for one in alive), default=None)

@@ -1,0 +1,64 @@
+"""Models that clients upload with a load request, in a folder of the server's own. They are gone when it stops."""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.rpc.errors import InvalidFieldError, StorageFullError
+from penstock.rpc.validation import FILE_NAME
+
+_UPLOAD = re.compile(r"file:([1-9][0-9]{0,17})/(.+)")
+
+
+class Uploads:
+    """Owns the folder. Each upload of a model has a folder of its own: the one before may still be in use."""
+
+    def __init__(self, folder: Path) -> None:
+        """What a crash left in `folder` is removed."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+        self._folder = folder
+        self._count = 0
+        self._of_model: dict[str, list[Path]] = {}
+
+    async def keep(self, model: str, files: Mapping[str, bytes]) -> Path:
+        """Writes the files of a model and returns the folder that has it, in the layout of a repository.
+
+        Names are `file:<version>/<name>`. Raises `InvalidFieldError` for another one, `StorageFullError` if the disk
+        has no room.
+        """
+        parsed = {key: _parsed(key) for key in files}
+        self._count += 1
+        root = self._folder / str(self._count)
+        try:
+            await asyncio.to_thread(_write, root / model, {parsed[key]: data for key, data in files.items()})
+        except OSError as error:
+            await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+            raise StorageFullError(f"The uploaded files of {model!r} cannot be kept: {error.strerror}.") from error
+        for older in self._of_model.pop(model, []):
+            await asyncio.to_thread(shutil.rmtree, older, ignore_errors=True)
+        self._of_model[model] = [root]
+        return root
+
+    def discard(self, model: str) -> None:
+        """Removes what was uploaded for a model that is unloaded."""
+        for root in self._of_model.pop(model, []):
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _parsed(key: str) -> tuple[str, str]:
+    match = _UPLOAD.fullmatch(key)
+    if match is None or FILE_NAME.fullmatch(match[2]) is None:
+        raise InvalidFieldError.of(
+            f"parameters[{key[:80]}]", "expected 'file:<version>/<name>', a number and the plain name of a file"
+        )
+    return match[1], match[2]
+
+
+def _write(folder: Path, files: Mapping[tuple[str, str], bytes]) -> None:
+    for (version, name), data in files.items():
+        path = folder / version / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

@@ -1,0 +1,186 @@
+"""What a graph and a configuration make together: signature, complete configuration, and a model that answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from onnx import helper
+from tests.integration.inference import graphs
+
+from penstock.inference.ensemble_graph import Member
+from penstock.inference.inference import Inference, Loaded
+from penstock.inference.onnx_model import OnnxOptions
+from penstock.inference.opener import ModelOpener
+from penstock.inference.opening import ModelFiles
+from penstock.inference.signature import Signature
+from penstock.inference.tensors import Array
+from penstock.oip import model_config_pb2 as pb
+from penstock.rpc.errors import WrongStateError
+
+OPTIONS = OnnxOptions(
+    max_batch_size=16,
+    intra_op_threads=1,
+    warm_up=True,
+    inline_threshold_us=1_000_000,
+    execution_providers=("cuda", "cpu"),
+)
+
+
+async def opened(
+    folder: Path, bundle: graphs.Bundle, config: str = "", signature: Signature | None = None, **options: object
+) -> Loaded:
+    version = folder / "1"
+    version.mkdir(exist_ok=True)
+    for name, data in bundle.files.items():
+        (version / name).write_bytes(data)
+    parsed = text_format.Parse(config, pb.ModelConfig())
+
+    def no_models(name: str, version: str) -> Member:
+        raise WrongStateError(f"There is no model {name!r}.")
+
+    opener = ModelOpener(replace(OPTIONS, **options), 10, None, no_models)
+    return await opener.open(ModelFiles("m", 1, version, parsed, signature, {}))
+
+
+async def answers(loaded: Loaded, **inputs: Array) -> list[Array]:
+    rows = len(next(iter(inputs.values()))) if loaded.signature.batched else 1
+    return await loaded.scheduler.infer(Inference(dict(inputs), tuple(loaded.signature.outputs), rows))
+
+
+def shapes(loaded: Loaded) -> dict[str, tuple[int | str, ...]]:
+    return {
+        tensor.name: tensor.shape for tensor in (*loaded.signature.inputs.values(), *loaded.signature.outputs.values())
+    }
+
+
+async def test_a_configuration_is_completed_from_the_graph(tmp_path: Path) -> None:
+    loaded = await opened(tmp_path, graphs.scale(2))
+    config = loaded.config
+    assert (config.name, config.platform, config.backend) == ("m", "onnxruntime_onnx", "onnxruntime")
+    assert config.max_batch_size == 16
+    assert [(one.name, one.data_type, list(one.dims)) for one in (*config.input, *config.output)] == [
+        ("rows", pb.TYPE_FP32, [4]),
+        ("scaled", pb.TYPE_FP32, [4]),
+        ("total", pb.TYPE_FP32, [1]),
+    ]
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, pb.ModelInstanceGroup.KIND_CPU)]
+    assert config.parameters["execution_providers"].string_value == "CPUExecutionProvider"
+    assert config.HasField("dynamic_batching")
+    scaled, total = await answers(loaded, rows=np.ones((3, 4), np.float32))
+    assert scaled.tolist() == [[2] * 4] * 3
+    assert total.tolist() == [[8]] * 3
+    await loaded.scheduler.close()
+
+
+async def test_dims_in_full_say_that_there_is_no_batch(tmp_path: Path) -> None:
+    loaded = await opened(
+        tmp_path,
+        graphs.scale(2),
+        'input { name: "rows" dims: [-1, 4] } output { name: "total" dims: [-1, 1] }',
+    )
+    assert not loaded.signature.batched
+    assert loaded.config.max_batch_size == 0
+    assert shapes(loaded) == {"rows": ("rows", 4), "total": ("rows", 1)}
+    assert (await answers(loaded, rows=np.ones((2, 4), np.float32)))[0].tolist() == [[8], [8]]
+    await loaded.scheduler.close()
+
+
+async def test_a_first_axis_that_is_no_batch_is_found_out(tmp_path: Path) -> None:
+    loaded = await opened(tmp_path, graphs.first_row())
+    assert not loaded.signature.batched
+    assert (await answers(loaded, rows=np.ones((5, 4), np.float32)))[0].shape == (1, 4)
+    await loaded.scheduler.close()
+
+
+async def test_a_first_axis_that_is_said_to_be_a_batch_and_is_none_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WrongStateError, match="'first' does not follow the batch"):
+        await opened(tmp_path, graphs.first_row(), "max_batch_size: 4")
+
+
+async def test_reshape_lets_clients_send_another_shape(tmp_path: Path) -> None:
+    loaded = await opened(
+        tmp_path,
+        graphs.scale(2),
+        """
+        max_batch_size: 8
+        input { name: "rows" data_type: TYPE_FP32 dims: [2, 2] reshape { shape: [4] } }
+        output { name: "scaled" data_type: TYPE_FP32 dims: [2, 2] reshape { shape: [4] } }
+        """,
+    )
+    assert shapes(loaded) == {"rows": ("batch", 2, 2), "scaled": ("batch", 2, 2)}
+    assert (await answers(loaded, rows=np.ones((3, 2, 2), np.float32)))[0].shape == (3, 2, 2)
+    await loaded.scheduler.close()
+
+
+async def test_instances_share_the_cores_and_none_runs_on_the_loop(tmp_path: Path) -> None:
+    loaded = await opened(tmp_path, graphs.scale(2), "instance_group { count: 2 kind: KIND_CPU }")
+    assert loaded.config.instance_group[0].count == 2
+    assert (await answers(loaded, rows=np.ones((1, 4), np.float32)))[1].tolist() == [[8]]
+    await loaded.scheduler.close()
+
+
+async def test_bf16_goes_in_and_comes_out(tmp_path: Path) -> None:
+    loaded = await opened(tmp_path, graphs.identity("BF16", ["batch", 2]))
+    given = np.array([[1.5, -2], [np.inf, 0]], ml_dtypes.bfloat16)
+    (same,) = await answers(loaded, given=given)
+    assert same.dtype == ml_dtypes.bfloat16
+    assert same.tobytes() == given.tobytes()
+    await loaded.scheduler.close()
+
+
+async def test_declared_warm_up_rows_are_run(tmp_path: Path) -> None:
+    (tmp_path / "warmup").mkdir()
+    (tmp_path / "warmup" / "rows").write_bytes(np.zeros(1, np.int64).tobytes())
+    config = """
+        max_batch_size: 4
+        model_warmup { name: "w" batch_size: 1 inputs { key: "index" value { data_type: TYPE_INT64 %s } } }
+    """
+    with pytest.raises(WrongStateError, match="Warm-up failed"):
+        await opened(tmp_path, graphs.first_only(), config % 'input_data_file: "rows"')
+    loaded = await opened(tmp_path, graphs.lookup(), config % "zero_data: true")
+    await loaded.scheduler.close()
+    with pytest.raises(WrongStateError, match="no plain file name"):
+        await opened(tmp_path, graphs.lookup(), config % 'input_data_file: "../rows"')
+
+
+WRONG = {
+    "another datatype": ('input { name: "rows" data_type: TYPE_INT64 }', "says that 'rows' is INT64; the graph has"),
+    "other dims": ('max_batch_size: 2 input { name: "rows" dims: [5] }', r"'rows' has dims \[5\]; the graph has"),
+    "a batch axis in dims": ('max_batch_size: 2 input { name: "rows" dims: [-1, 4] }', "has dims"),
+    "an unknown input": ('input { name: "row" }', r"lists the inputs \['row'\]; the graph has rows: FP32"),
+    "an unknown output": ('output { name: "sum" }', r"lists the outputs \['sum'\]"),
+    "an unknown backend": ('backend: "tensorflow"', "asks for backend 'tensorflow'; this server has onnxruntime"),
+    "half of the padding": ('parameters { key: "pad_axis" value { string_value: "n" } }', "belong together"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+async def test_a_configuration_that_does_not_fit_says_so(tmp_path: Path, case: str) -> None:
+    config, message = WRONG[case]
+    with pytest.raises(WrongStateError, match=message):
+        await opened(tmp_path, graphs.scale(2), config)
+
+
+async def test_max_batch_size_needs_a_batch_axis(tmp_path: Path) -> None:
+    with pytest.raises(WrongStateError, match="whose first axis is not dynamic"):
+        await opened(tmp_path, graphs.identity("FP32", [2, 3]), "max_batch_size: 4")
+
+
+async def test_padded_rows_answer_as_they_would_alone(tmp_path: Path) -> None:
+    bundle = graphs.bundle_of(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [graphs.value("x", "FP32", ["batch", "sequence"])],
+        [graphs.value("y", "FP32", ["batch", "sequence"])],
+    )
+    config = """
+        parameters { key: "pad_axis" value { string_value: "sequence" } }
+        parameters { key: "pad_buckets" value { string_value: "4,8" } }
+    """
+    loaded = await opened(tmp_path, bundle, config)
+    for length in (1, 4, 5, 9):
+        given = np.arange(length, dtype=np.float32)[np.newaxis]
+        assert (await answers(loaded, x=given))[0].tolist() == given.tolist()
+    await loaded.scheduler.close()
