@@ -9,7 +9,10 @@ import pytest
 from penstock.cli.main import COMMANDS, penstock
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/why.md", "docs/operations.md")]
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/why.md", "docs/operations.md", "docs/serving.md")
+]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 

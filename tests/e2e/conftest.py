@@ -54,7 +54,7 @@ class Up:
             for name, port in zip(("registry", "training", "inference"), self.ports, strict=True)
         ]
         self.process = subprocess.Popen(
-            [PENSTOCK, "up", "--home", self.home, "--log-level", "warning", *options],
+            [PENSTOCK, "up", "--home", self.home, "--log-level", "warning", "--metrics-port", "0", *options],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from penstock.inference.wire import InferRequest
+from penstock.rpc.errors import PenstockError
 from penstock.rpc.methods import Encoded
 
 # Requests of one stream that are worked on at once, and answers that wait for the client to read. Who sends more, or
@@ -27,6 +28,7 @@ class InferStream:
         self._free = asyncio.Semaphore(_MAX_IN_FLIGHT)
         # Done when the request that came last has been answered.
         self._turn: asyncio.Future[None] | None = None
+        self._unreadable: PenstockError | None = None
 
     async def responses(self, requests: AsyncIterator[InferRequest]) -> AsyncIterator[Encoded]:
         """The answers to all requests. When the client has sent its last one, those in flight are finished."""
@@ -35,26 +37,35 @@ class InferStream:
             while (answer := await self._unread.get()) is not None:
                 yield answer
             await working
+            if self._unreadable is not None:
+                raise self._unreadable
         finally:
             working.cancel()
 
     async def _work(self, requests: AsyncIterator[InferRequest]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                async for request in requests:
-                    await self._free.acquire()
-                    before, done = self._turn, asyncio.get_running_loop().create_future()
-                    if self._in_order(request):
-                        self._turn = done
-                    else:
-                        before = None
-                    group.create_task(self._answer(request, before, done))
+                await self._begin_all(requests, group)
         finally:
             # A stream that was cut off has no reader any more.
             if not self._unread.full():
                 self._unread.put_nowait(None)
             else:
                 await self._unread.put(None)
+
+    async def _begin_all(self, requests: AsyncIterator[InferRequest], group: asyncio.TaskGroup) -> None:
+        try:
+            async for request in requests:
+                await self._free.acquire()
+                before, done = self._turn, asyncio.get_running_loop().create_future()
+                if self._in_order(request):
+                    self._turn = done
+                else:
+                    before = None
+                group.create_task(self._answer(request, before, done))
+        except PenstockError as error:
+            # Bytes that are no request end the stream, once those before them have been answered.
+            self._unreadable = error
 
     async def _answer(
         self, request: InferRequest, before: "asyncio.Future[None] | None", done: "asyncio.Future[None]"

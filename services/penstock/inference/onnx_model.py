@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -68,6 +68,15 @@ class _Opening:
             complete = completed(config, self._files.model, shown, self._options.max_batch_size, first.providers)
             first.serve(signature)
             rows = self._warmed_up(first, complete, signature)
+            if instances > 1:
+                # Instances run side by side, which the one loop cannot.
+                rows = 0
+            elif rows and plan.threads > 1:
+                # What runs on the loop must not wait for other threads to wake up.
+                engines[0] = alone = OnnxEngine(path, replace(plan, threads=1))
+                first.close()
+                alone.serve(signature)
+                rows = self._warmed_up(alone, complete, signature)
             for _ in range(instances - 1):
                 engines.append(OnnxEngine(path, plan))
                 engines[-1].serve(signature)
@@ -75,8 +84,7 @@ class _Opening:
             for engine in engines:
                 engine.close()
             raise
-        # Instances run side by side, which the one loop cannot.
-        return OnnxModel(engines, signature, complete, rows if instances == 1 else 0)
+        return OnnxModel(engines, signature, complete, rows)
 
     def _signature(self, engine: OnnxEngine) -> Signature:
         """The registry's signature, or the graph's own; a batch axis that was only guessed has to prove itself."""

@@ -176,7 +176,11 @@ async def test_what_comes_within_one_tick_runs_together_on_the_loop() -> None:
     engine.open()
     batcher = batcher_of(engine, loop_rows=4)
     answers = await asyncio.gather(*[batcher.infer(rows(value)) for value in range(6)])
-    assert sizes(engine) == [4, 2]
+    # The first one cannot know that others come; who is alone waits for nobody.
+    assert sizes(engine) == [1, 4, 1]
+    await asyncio.gather(*[batcher.infer(rows(value)) for value in range(4)])
+    await asyncio.gather(*[batcher.infer(rows(value)) for value in range(4)])
+    assert sum(sizes(engine)[3:]) == 8
     assert [answer[0].tolist() for answer in answers] == [[[2 * value] * 2] for value in range(6)]
     await batcher.close()
 

@@ -103,7 +103,11 @@ class Supervisor:
 
 @asynccontextmanager
 async def running_services(
-    home: Path | None, logs: Path | None, ports: Addresses | None = None, log_level: str = "info"
+    home: Path | None,
+    logs: Path | None,
+    ports: Addresses | None = None,
+    log_level: str = "info",
+    metrics_port: int = 0,
 ) -> AsyncIterator[tuple[Supervisor, Addresses]]:
     """Registry, training and inference, talking to each other; they stop when the block ends.
 
@@ -116,12 +120,13 @@ async def running_services(
         address = getattr(ports, service) if ports else ":0"
         return ["--port", address.rpartition(":")[2]]
 
+    metrics = ["--metrics-port", str(metrics_port)]
     try:
         registry = await supervisor.start("registry", *common, *listen("registry"))
         link = ["--registry", registry]
         training, inference = await asyncio.gather(
             supervisor.start("training", *common, *link, *listen("training")),
-            supervisor.start("inference", *common, *link, *listen("inference")),
+            supervisor.start("inference", *common, *link, *listen("inference"), *metrics),
         )
         yield supervisor, Addresses(registry, training, inference)
     finally:

@@ -20,13 +20,22 @@ from penstock.client import Addresses
 @click.option("--training-port", type=int, default=8021, show_default=True)
 @click.option("--inference-port", type=int, default=8001, show_default=True)
 @click.option(
+    "--metrics-port",
+    type=int,
+    default=8002,
+    show_default=True,
+    help="Port of the inference service's Prometheus metrics; 0 takes a free one, -1 serves none.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
     help="'info' logs every call.",
 )
-def up(home: Path | None, registry_port: int, training_port: int, inference_port: int, log_level: str) -> None:
+def up(
+    home: Path | None, registry_port: int, training_port: int, inference_port: int, metrics_port: int, log_level: str
+) -> None:
     """Run registry, training and inference together, on this machine alone, until Ctrl-C.
 
     Everything is kept in the home: models, datasets and deployments are there again after the next `penstock up`.
@@ -34,18 +43,18 @@ def up(home: Path | None, registry_port: int, training_port: int, inference_port
     """
     ports = Addresses(*(f"127.0.0.1:{port}" for port in (registry_port, training_port, inference_port)))
     try:
-        asyncio.run(_run(home, ports, log_level))
+        asyncio.run(_run(home, ports, metrics_port, log_level))
     except ServiceDiedError as error:
         raise click.ClickException(str(error)) from error
 
 
-async def _run(home: Path | None, ports: Addresses, log_level: str) -> None:
+async def _run(home: Path | None, ports: Addresses, metrics_port: int, log_level: str) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     click.echo("Starting registry, training and inference …", err=True)
-    async with running_services(home, None, ports, log_level) as (supervisor, addresses):
+    async with running_services(home, None, ports, log_level, metrics_port) as (supervisor, addresses):
         click.echo(_welcome(addresses), err=True)
         stopping = asyncio.create_task(stop.wait())
         died = asyncio.create_task(supervisor.wait())
