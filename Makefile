@@ -44,7 +44,7 @@ protos: setup  ## buf's lint, format and breaking changes; generated stubs up to
 slim-test: setup  ## The tests of inference, rpc and client in an environment without TensorFlow.
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(SLIM)
 	$(BIN)/uv pip install --quiet --python $(SLIM)/bin/python --constraint requirements.lock --compile-bytecode \
-		--group test --editable '.[inference,registry]' onnx 'tritonclient[grpc]'
+		--group test --editable '.[inference,tracing,registry]' onnx 'tritonclient[grpc]'
 	! $(SLIM)/bin/python -c 'import tensorflow' 2>/dev/null && ! $(SLIM)/bin/python -c 'import keras' 2>/dev/null
 	$(SLIM)/bin/python -m pytest tests/unit/rpc tests/unit/inference tests/unit/client tests/integration/rpc tests/integration/inference
 

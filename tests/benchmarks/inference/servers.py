@@ -143,7 +143,7 @@ def penstock(name: str, model: Model | None, *flags: str) -> Iterator[Server]:
         ready, empty = Path(folder) / "ready", Path(folder) / "repository"
         empty.mkdir()
         command = [str(PENSTOCK), "serve", "inference", "--repository", str(model.repository if model else empty)]
-        command += ["--port", "0", "--ready-file", str(ready), "--log-level", "warning", *flags]
+        command += ["--port", "0", "--ready-file", str(ready), "--metrics-port", "0", "--log-level", "warning", *flags]
         with _process(name, command, PENSTOCK_HOME=folder) as process:
             process.wait_until(ready.exists)
             address = ready.read_text(encoding="utf-8")

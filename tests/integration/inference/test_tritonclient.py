@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from tests.integration.inference import graphs
 from tests.integration.inference.fleet import Registry, inference_server
 from tritonclient.utils import InferenceServerException
@@ -97,3 +98,25 @@ async def test_an_unknown_model_reads_as_triton_clients_expect(client: triton.In
     with pytest.raises(InferenceServerException, match="Request for unknown model: 'nobody' is not found") as caught:
         await asyncio.to_thread(client.infer, "nobody", [given])
     assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+
+async def test_the_asynchronous_client_and_its_stream(client: triton.InferenceServerClient) -> None:
+    address = (
+        client._channel.target if hasattr(client._channel, "target") else client._channel._channel.target().decode()
+    )
+    given = triton.InferInput("rows", [2, 4], "FP32")
+    given.set_data_from_numpy(ROWS)
+    async with triton_aio.InferenceServerClient(address) as connected:
+        result = await connected.infer("scale", [given])
+        np.testing.assert_array_equal(result.as_numpy("scaled"), ROWS * 2)
+
+        async def requests() -> AsyncIterator[dict[str, object]]:
+            for number in range(3):
+                yield {"model_name": "scale", "inputs": [given], "request_id": str(number)}
+
+        answers = [answer async for answer in connected.stream_infer(requests())]
+        assert [(result.get_response().id, error) for result, error in answers] == [
+            ("0", None),
+            ("1", None),
+            ("2", None),
+        ]
