@@ -14,7 +14,7 @@ import structlog
 
 from penstock.inference.batch_options import BatchOptions
 from penstock.inference.gather import row_key
-from penstock.inference.inference import Inference
+from penstock.inference.inference import Inference, Run
 from penstock.inference.instance import Executed, Instance
 from penstock.inference.queue import Queue, Waiting
 from penstock.inference.signature import Signature
@@ -59,7 +59,9 @@ class Batcher:
         # Batches in the order in which they were begun, for models that answer in order.
         self._begun: deque[_Batch] = deque()
         self._working: set[asyncio.Future[list[Executed]]] = set()
+        # The next look at the queue; `_patient` if it waits for a batch to fill.
         self._scheduled: asyncio.Handle | None = None
+        self._patient = False
         # Whether requests come several in one tick, so that it pays to wait for the others; and whether one has already
         # been run in this tick without waiting.
         self._crowded = False
@@ -97,7 +99,7 @@ class Batcher:
         """Finishes what is queued, takes nothing new, and closes the instances."""
         self._draining = True
         if self._queue or self._working:
-            self._schedule(asyncio.get_running_loop())
+            self._work_soon(asyncio.get_running_loop())
             await self._drained.wait()
         for instance in self._instances:
             await instance.close()
@@ -128,8 +130,8 @@ class Batcher:
         if limit_us := policy.timeout_of(inference.timeout_us):
             waited_too_long = self._delay if policy.delays else self._expire
             waiting.timer = loop.call_later(limit_us / 1e6, waited_too_long, waiting, level, limit_us)
-        if self._idle and self._scheduled is None:
-            self._scheduled = loop.call_soon(self._work)
+        if self._idle and (self._scheduled is None or self._patient):
+            self._work_soon(loop)
 
     def _may_run_alone(self, inference: Inference) -> bool:
         """Whether a request need not wait for the next tick: nobody else came in this one, and it runs on the loop."""
@@ -156,8 +158,7 @@ class Batcher:
             self._statistics.failed(inference, "BACKEND")
             raise outcome
         inference.run = executed.run
-        executed.run.settled_ns = perf_counter_ns()
-        self._statistics.succeeded(executed.run, [inference])
+        self._count(executed.run, [inference])
         return outcome
 
     def _next_tick(self) -> None:
@@ -178,16 +179,22 @@ class Batcher:
         if not waiting.answer.done():
             self._queue.put_behind(level, waiting)
 
-    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _work_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Sees to the queue in the next tick, also where it was to wait for more requests."""
+        if self._patient and self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
         if self._scheduled is None:
+            self._patient = False
             self._scheduled = loop.call_soon(self._work)
 
     def _work(self) -> None:
         """Gives idle instances what waits. One batch on the loop a tick, so that the loop sees to others, too."""
-        self._scheduled = None
+        self._scheduled, self._patient = None, False
         loop = asyncio.get_running_loop()
         while self._idle and self._queue:
             if (delay_s := self._delay_s()) > 0:
+                self._patient = True
                 self._scheduled = loop.call_later(delay_s, self._work)
                 return
             if not (requests := self._take()):
@@ -195,7 +202,7 @@ class Batcher:
             if self._begin(loop, requests):
                 break
         if self._queue and self._idle:
-            self._schedule(loop)
+            self._work_soon(loop)
         elif self._draining and not self._queue and not self._working:
             self._drained.set()
 
@@ -251,7 +258,7 @@ class Batcher:
             self._idle.append(instance)
             self._settle(batch, future.result())
             if self._queue or self._draining:
-                self._schedule(loop)
+                self._work_soon(loop)
 
         running.add_done_callback(ended)
         return False
@@ -286,17 +293,20 @@ class Batcher:
             else:
                 self._statistics.failed(waiting.inference, "BACKEND")
                 answer.set_exception(outcome)
-        run.settled_ns = perf_counter_ns()
         if succeeded:
-            self._statistics.succeeded(run, succeeded)
+            self._count(run, succeeded)
+
+    def _count(self, run: Run, inferences: list[Inference]) -> None:
+        run.settled_ns = perf_counter_ns()
+        self._statistics.succeeded(run, inferences)
         if debug_enabled():
             _log.debug(
                 "batch",
                 version=self._title,
-                requests=len(requests),
+                requests=len(inferences),
                 rows=run.rows,
                 waiting=len(self._queue),
-                queue_us=(run.start_ns - requests[0].inference.arrival_ns) // 1000,
+                queue_us=(run.start_ns - inferences[0].arrival_ns) // 1000,
                 gather_us=(run.gathered_ns - run.start_ns) // 1000,
                 run_us=(run.ran_ns - run.gathered_ns) // 1000,
                 settle_us=(run.settled_ns - run.ran_ns) // 1000,

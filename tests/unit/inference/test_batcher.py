@@ -204,12 +204,16 @@ async def test_a_preferred_size_is_waited_for_no_longer_than_the_delay() -> None
     patient = batcher_of(engine, options=replace(OPTIONS, preferred_batch_sizes=(2,), max_queue_delay_us=60_000_000))
     async with asyncio.timeout(20):
         await asyncio.gather(patient.infer(rows(1)), patient.infer(rows(2)))
-    (alone,) = await enqueued(patient, rows(3))
-    await asyncio.sleep(0.02)
-    assert not alone.done()
-    # Who closes does not wait for others to come.
-    await patient.close()
-    assert sizes(engine) == [2, 1]
+        (early,) = await enqueued(patient, rows(3))
+        await asyncio.sleep(0.02)
+        assert not early.done()
+        await asyncio.gather(early, patient.infer(rows(4)))
+        (alone,) = await enqueued(patient, rows(5))
+        await asyncio.sleep(0.02)
+        assert not alone.done()
+        # Who closes does not wait for others to come.
+        await patient.close()
+    assert sizes(engine) == [2, 2, 1]
     hasty = batcher_of(engine, options=replace(OPTIONS, preferred_batch_sizes=(2,), max_queue_delay_us=10_000))
     await hasty.infer(rows(4))
     await hasty.close()
