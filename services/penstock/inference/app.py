@@ -48,9 +48,9 @@ async def application(settings: InferenceSettings) -> AsyncIterator[Application]
         stack.callback(memory.close)
         tracer = _tracer(settings, repository)
         stack.push_async_callback(asyncio.to_thread, tracer.close)
-        if settings.metrics_port >= 0:
+        if settings.own_metrics_port >= 0:
             collector = MetricsCollector(on_loop(asyncio.get_running_loop(), lambda: _snapshot(repository)), loads)
-            metrics = serve_metrics(settings.host, settings.metrics_port, collector)
+            metrics = serve_metrics(settings.host, settings.own_metrics_port, collector)
             stack.push_async_callback(asyncio.to_thread, metrics.close)
 
         async def drain() -> None:

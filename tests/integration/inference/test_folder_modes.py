@@ -1,0 +1,475 @@
+"""A folder of models through the wire: as it is, as it changes, and as clients ask for it."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import structlog
+from tests.integration.inference import graphs
+from tests.integration.inference.fleet import Inference, eventually, folder_server, infer_request, put_model
+
+from penstock.oip import inference_pb2 as pb
+
+ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+SLOW = """
+import time
+import numpy as np
+class Model:
+    def __init__(self, config):
+        pass
+    def infer(self, inputs, parameters):
+        time.sleep(0.5)
+        return {"scaled": inputs["rows"]}
+"""
+SLOW_CONFIG = """
+    backend: "python"
+    input { name: "rows" data_type: TYPE_FP32 dims: [-1, 4] } output { name: "scaled" data_type: TYPE_FP32 dims: [-1, 4] }
+"""
+
+Index = dict[str, tuple[str, str, str]]
+
+
+def ensemble_of(*parts: str) -> str:
+    """Models one behind the other, each of which takes `rows` and makes `scaled`."""
+    names = ["rows", *(f"made{number}" for number in range(1, len(parts))), "scaled"]
+    steps = "".join(
+        f'step {{ model_name: "{part}" model_version: -1 input_map {{ key: "rows" value: "{taken}" }} '
+        f'output_map {{ key: "scaled" value: "{made}" }} }}'
+        for part, taken, made in zip(parts, names, names[1:], strict=False)
+    )
+    return f"""
+        platform: "ensemble" max_batch_size: 8 ensemble_scheduling {{ {steps} }}
+        input {{ name: "rows" data_type: TYPE_FP32 dims: [4] }}
+        output {{ name: "scaled" data_type: TYPE_FP32 dims: [4] }}
+    """
+
+
+def put_ensemble(folder: Path, name: str, *parts: str) -> None:
+    put_model(folder, name, graphs.Bundle({}, graphs.scale(1).signature), config=ensemble_of(*parts))
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, mode: str, **settings: object) -> AsyncIterator[Inference]:
+    folder = tmp_path / "models"
+    folder.mkdir(exist_ok=True)
+    async with folder_server(folder, tmp_path / "home", mode=mode, poll_interval_s=0.1, **settings) as server:
+        yield server
+
+
+async def index_of(server: Inference) -> Index:
+    answer = await server.oip.RepositoryIndex(pb.RepositoryIndexRequest())
+    return {entry.name: (entry.version, entry.state, entry.reason) for entry in answer.models}
+
+
+async def load(server: Inference, model: str, config: object = None, **files: bytes) -> None:
+    """`config` is JSON, or what becomes JSON."""
+    request = pb.RepositoryModelLoadRequest(model_name=model)
+    if config is not None:
+        request.parameters["config"].string_param = config if isinstance(config, str) else json.dumps(config)
+    for name, data in files.items():
+        request.parameters[name].bytes_param = data
+    await server.oip.RepositoryModelLoad(request, timeout=20)
+
+
+async def unload(server: Inference, model: str, *, dependents: bool = False) -> None:
+    request = pb.RepositoryModelUnloadRequest(model_name=model)
+    request.parameters["unload_dependents"].bool_param = dependents
+    await server.oip.RepositoryModelUnload(request, timeout=20)
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details() or ""
+
+
+async def factor(server: Inference, model: str) -> float:
+    """What a model scales with; 0 if it does not answer."""
+    try:
+        answer = await server.oip.ModelInfer(infer_request(model, {"rows": ROWS}, outputs=("scaled",)), timeout=20)
+    except grpc.aio.AioRpcError:
+        return 0
+    return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[1])
+
+
+async def becomes(server: Inference, model: str, wanted: float) -> None:
+    async def reached() -> bool:
+        return await factor(server, model) == wanted
+
+    await eventually(reached)
+
+
+def uploads(tmp_path: Path) -> list[Path]:
+    return [path for path in tmp_path.rglob("uploads/*") if path.is_dir()]
+
+
+# Mode none.
+
+
+async def test_a_broken_model_takes_nothing_from_those_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "good", graphs.scale(2))
+    put_model(folder, "torn", graphs.Bundle({"model.onnx": b"torn"}, graphs.scale(1).signature))
+    put_model(folder, "odd", graphs.scale(2), config="name: 'even'")
+    put_model(folder, ".hidden", graphs.scale(2))
+    (folder / "empty").mkdir()
+    async with serving(tmp_path, "none") as server:
+        await becomes(server, "good", 2)
+        await server.settled(0)
+        put_model(folder, "late", graphs.scale(2))
+        index = await index_of(server)
+        assert {name: entry[:2] for name, entry in index.items()} == {
+            "good": ("1", "READY"),
+            "torn": ("1", "UNAVAILABLE"),
+            "odd": ("", "UNAVAILABLE"),
+            "empty": ("", "UNAVAILABLE"),
+            "late": ("", ""),
+        }
+        assert "its name is 'even'" in index["odd"][2]
+        assert "no version" in index["empty"][2]
+        assert await factor(server, "late") == 0
+
+
+async def test_an_ensemble_that_is_part_of_itself_fails_and_waits_for_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_ensemble(folder, "self", "self")
+    put_ensemble(folder, "chicken", "egg")
+    put_ensemble(folder, "egg", "chicken")
+    put_ensemble(folder, "outer", "inner", "scale")
+    put_ensemble(folder, "inner", "scale", "scale")
+    put_model(folder, "scale", graphs.scale(2))
+    async with serving(tmp_path, "none") as server:
+        await becomes(server, "outer", 8)
+        await server.settled(0)
+        index = await index_of(server)
+        assert {name for name, entry in index.items() if entry[1] == "READY"} == {"outer", "inner", "scale"}
+        for name in ("self", "chicken", "egg"):
+            assert index[name][1] == "UNAVAILABLE"
+            assert "part of itself" in index[name][2]
+
+
+# Mode poll.
+
+
+async def test_a_poll_finds_models_that_are_new_changed_and_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "one", graphs.scale(2))
+    async with serving(tmp_path, "poll") as server:
+        await becomes(server, "one", 2)
+        put_model(folder, "two", graphs.scale(3))
+        await becomes(server, "two", 3)
+        put_model(folder, "one", graphs.scale(5))
+        await becomes(server, "one", 5)
+        put_model(folder, "one", graphs.scale(7), number=2)
+        await becomes(server, "one", 7)
+        shutil.rmtree(folder / "two")
+        await becomes(server, "two", 0)
+        assert {name: entry[:2] for name, entry in (await index_of(server)).items()} == {"one": ("2", "READY")}
+
+
+@pytest.mark.parametrize("torn", ["model", "configuration", "name", "folder"], ids=lambda torn: f"torn {torn}")
+async def test_a_half_written_model_leaves_the_old_one_serving(tmp_path: Path, torn: str) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "one", graphs.scale(2))
+    async with serving(tmp_path, "poll") as server:
+        await becomes(server, "one", 2)
+        match torn:
+            case "model":
+                whole = graphs.scale(3).files["model.onnx"]
+                (folder / "one" / "1" / "model.onnx").write_bytes(whole[: len(whole) // 2])
+            case "configuration":
+                (folder / "one" / "config.pbtxt").write_text("input {")
+            case "name":
+                (folder / "one" / "config.pbtxt").write_text("name: 'other'")
+            case "folder":
+                shutil.rmtree(folder / "one" / "1")
+        put_model(folder, "mark", graphs.scale(4))
+        await becomes(server, "mark", 4)
+        await asyncio.sleep(0.3)
+        assert await factor(server, "one") == 2
+        (folder / "one" / "config.pbtxt").unlink(missing_ok=True)
+        put_model(folder, "one", graphs.scale(3))
+        await becomes(server, "one", 3)
+
+
+async def test_a_model_that_failed_is_tried_again_when_it_has_changed_and_not_at_every_poll(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "torn", graphs.Bundle({"model.onnx": b"torn"}, graphs.scale(1).signature))
+    async with serving(tmp_path, "poll") as server:
+        await server.settled(0)
+        with structlog.testing.capture_logs() as logs:
+            await asyncio.sleep(0.5)
+        assert not [log for log in logs if log["event"] == "version failed"]
+        put_model(folder, "torn", graphs.scale(2))
+        await becomes(server, "torn", 2)
+
+
+async def test_a_folder_that_is_away_for_a_while_stops_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "one", graphs.scale(2))
+    async with serving(tmp_path, "poll") as server:
+        await becomes(server, "one", 2)
+        folder.rename(tmp_path / "away")
+        await asyncio.sleep(0.3)
+        assert await factor(server, "one") == 2
+        (tmp_path / "away").rename(folder)
+        put_model(folder, "one", graphs.scale(3))
+        await becomes(server, "one", 3)
+
+
+async def test_models_are_not_loaded_by_request_in_mode_poll(tmp_path: Path) -> None:
+    async with serving(tmp_path, "poll") as server:
+        for call in (load(server, "one"), unload(server, "one")):
+            assert "explicit model load / unload is not allowed" in (await failure(call))[1]
+
+
+# Mode explicit.
+
+
+async def test_the_start_loads_what_it_is_told_to_with_its_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_ensemble(folder, "both", "scale", "scale")
+    put_model(folder, "scale", graphs.scale(2))
+    put_model(folder, "other", graphs.scale(3))
+    async with serving(tmp_path, "explicit", load_model="both") as server:
+        await becomes(server, "both", 4)
+        assert (await index_of(server))["other"] == ("", "", "")
+
+
+async def test_a_load_replaces_what_is_served_and_a_failed_one_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "one", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        await load(server, "one")
+        await load(server, "one")
+        put_model(folder, "one", graphs.scale(3))
+        assert await factor(server, "one") == 2
+        await load(server, "one", {"max_batch_size": 4})
+        assert await factor(server, "one") == 3
+        put_model(folder, "one", graphs.Bundle({"model.onnx": b"torn"}, graphs.scale(1).signature))
+        for config in (None, {"max_batch_size": 5}, {"name": "other"}, {"backend": "tensorrt"}, "{", "[" * 100_000):
+            code, details = await failure(load(server, "one", config))
+            assert (code, "failed to load 'one'" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+            assert await factor(server, "one") == 3
+        assert {name: entry for name, entry in (await index_of(server)).items()} == {"one": ("1", "READY", "")}
+        put_model(folder, "one", graphs.scale(5))
+        await load(server, "one")
+        assert await factor(server, "one") == 5
+        assert len(await server.served("one")) == 1
+
+
+async def test_a_load_of_what_failed_is_another_try(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_ensemble(folder, "pipe", "part")
+    async with serving(tmp_path, "explicit") as server:
+        # The ensemble itself stays as it is: what it lacks is somewhere else.
+        for _ in range(2):
+            assert "failed to load" in (await failure(load(server, "pipe")))[1]
+        put_model(folder, "part", graphs.Bundle({"model.onnx": b"torn"}, graphs.scale(1).signature))
+        reasons = [(await failure(load(server, "part")))[1] for _ in range(2)]
+        assert reasons[0] == reasons[1]
+        assert (await index_of(server))["part"][:2] == ("", "UNAVAILABLE")
+        put_model(folder, "part", graphs.scale(2))
+        await load(server, "pipe")
+        assert await factor(server, "pipe") == 2
+        assert {entry[1:] for entry in (await index_of(server)).values()} == {("READY", "")}
+
+
+@pytest.mark.parametrize("name", ["nobody", "x" * 200])
+async def test_a_model_without_a_folder_fails_to_load(tmp_path: Path, name: str) -> None:
+    async with serving(tmp_path, "explicit") as server:
+        code, details = await failure(load(server, name))
+        assert (code, "failed to load" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+        assert (await failure(unload(server, name)))[0] is grpc.StatusCode.NOT_FOUND
+        assert not await index_of(server)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../models", "a/b", "/etc", ".hidden", "x" * 201, "a\0"])
+async def test_names_never_become_paths(tmp_path: Path, name: str) -> None:
+    put_model(tmp_path / "models", ".hidden", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        model = graphs.scale(2).files["model.onnx"]
+        for call in (load(server, name), load(server, name, {}, **{"file:1/model.onnx": model})):
+            assert (await failure(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert not uploads(tmp_path)
+
+
+async def test_an_upload_is_served_in_place_of_the_folder_until_it_is_unloaded(tmp_path: Path) -> None:
+    put_model(tmp_path / "models", "one", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        for number in (3, 4):
+            files = {"file:7/model.onnx": graphs.scale(number).files["model.onnx"]}
+            await load(server, "one", {}, **files)
+            assert await factor(server, "one") == number
+            assert [one.version for one in await server.served("one")] == [7]
+            assert len(uploads(tmp_path)) == 1
+        code, details = await failure(load(server, "one", {}, **{"file:1/model.onnx": b"torn"}))
+        assert (code, "failed to load" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+        assert await factor(server, "one") == 4
+        await load(server, "one")
+        assert (await factor(server, "one"), uploads(tmp_path)) == (2, [])
+        await load(server, "new", {"max_batch_size": 2}, **files)
+        assert await factor(server, "new") == 4
+        await unload(server, "new")
+        assert (await factor(server, "new"), uploads(tmp_path)) == (0, [])
+        assert {name: entry[:2] for name, entry in (await index_of(server)).items()} == {"one": ("1", "READY")}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "file:1/../x",
+        "file:1/..",
+        "file:0/x",
+        "file:-1/x",
+        "file:01/x",
+        "file:../x",
+        "file:1/a/b",
+        "file:1//etc/x",
+        "file:1/",
+        "file:1",
+        "file:x",
+        "file:/x",
+        "file:1/.hidden",
+        "file:1/a\nb",
+        "file:1/a\0",
+        f"file:1/{'x' * 201}",
+        f"file:{'9' * 19}/x",
+        "file:1/model.py",
+        "file:1/Model.PYC",
+    ],
+    ids=lambda key: ascii(key)[:20],
+)
+async def test_the_names_of_uploads_are_plain(tmp_path: Path, key: str) -> None:
+    async with serving(tmp_path, "explicit") as server:
+        model = graphs.scale(2).files["model.onnx"]
+        code, _ = await failure(load(server, "one", {}, **{"file:1/model.onnx": model, key: b"x"}))
+        assert (code, uploads(tmp_path)) == (grpc.StatusCode.INVALID_ARGUMENT, [])
+
+
+async def test_uploads_come_with_a_configuration(tmp_path: Path) -> None:
+    async with serving(tmp_path, "explicit") as server:
+        files = {"file:1/model.onnx": graphs.scale(2).files["model.onnx"]}
+        code, details = await failure(load(server, "one", None, **files))
+        assert (code, "config" in details) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"backend": "python"},
+        {"platform": "python"},
+        {"backend": "python", "defaultModelFilename": "model.txt"},
+        {"backend": "python", "versionPolicy": {"all": {}}},
+    ],
+)
+async def test_code_that_is_uploaded_is_never_run(tmp_path: Path, config: dict[str, object]) -> None:
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\n{SLOW}".encode()
+    declared = {
+        "input": [{"name": "rows", "dataType": "TYPE_FP32", "dims": [4]}],
+        "output": [{"name": "scaled", "dataType": "TYPE_FP32", "dims": [4]}],
+    }
+    async with serving(tmp_path, "explicit") as server:
+        for name in ("model.py", "model.txt", "model"):
+            status, details = await failure(load(server, "one", {**declared, **config}, **{f"file:1/{name}": code}))
+            assert status in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION), details
+            assert "ython" in details
+        assert (ran.exists(), uploads(tmp_path), await index_of(server)) == (False, [], {})
+
+
+async def test_names_that_clients_choose_leave_nothing_behind(tmp_path: Path) -> None:
+    put_model(tmp_path / "models", "known", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        for number in range(20):
+            await failure(load(server, f"torn{number}", {}, **{"file:1/model.onnx": b"torn"}))
+            await failure(load(server, f"nobody{number}"))
+            await failure(unload(server, f"nobody{number}"))
+        files = {"file:1/model.onnx": graphs.scale(2).files["model.onnx"]}
+        for number in range(3):
+            await load(server, f"fine{number}", {}, **files)
+            await unload(server, f"fine{number}")
+        assert (uploads(tmp_path), await index_of(server)) == ([], {"known": ("", "", "")})
+
+
+async def test_an_unload_waits_for_what_is_in_flight(tmp_path: Path) -> None:
+    slow = graphs.Bundle({"model.py": SLOW.encode()}, graphs.scale(1).signature)
+    put_model(tmp_path / "models", "slow", slow, config=SLOW_CONFIG)
+    async with serving(tmp_path, "explicit") as server:
+        await load(server, "slow")
+        answers = [asyncio.ensure_future(server.infer("slow", ROWS)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        await unload(server, "slow")
+        assert all(answer.done() for answer in answers)
+        assert [answer.result().raw_output_contents[0] for answer in answers] == [ROWS.tobytes()] * 2
+        assert await index_of(server) == {"slow": ("", "UNAVAILABLE", "unloaded")}
+        assert (await failure(unload(server, "slow")))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_client_that_hangs_up_leaves_the_model_in_order(tmp_path: Path) -> None:
+    put_model(tmp_path / "models", "one", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        for _ in range(5):
+            request = pb.RepositoryModelLoadRequest(model_name="one")
+            await failure(server.oip.RepositoryModelLoad(request, timeout=0.002))
+            await asyncio.sleep(0)
+        await load(server, "one")
+        assert await factor(server, "one") == 2
+        assert len(await server.served("one")) == 1
+
+
+async def test_loads_at_the_same_time_take_turns(tmp_path: Path) -> None:
+    put_model(tmp_path / "models", "one", graphs.scale(1))
+    async with serving(tmp_path, "explicit") as server:
+        models = {number: graphs.scale(number).files["model.onnx"] for number in range(2, 6)}
+        calls = [load(server, "one", {}, **{"file:1/model.onnx": model}) for model in models.values()]
+        await asyncio.gather(*calls)
+        assert await factor(server, "one") in models
+        assert (len(await server.served("one")), len(uploads(tmp_path))) == (1, 1)
+
+
+async def test_an_ensemble_is_loaded_and_unloaded_with_its_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    put_ensemble(folder, "outer", "inner", "scale")
+    put_ensemble(folder, "inner", "scale", "scale")
+    put_model(folder, "scale", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        await load(server, "outer")
+        assert await factor(server, "outer") == 8
+        await unload(server, "outer", dependents=True)
+        assert {entry[1:] for entry in (await index_of(server)).values()} == {("UNAVAILABLE", "unloaded")}
+        await load(server, "outer")
+        await unload(server, "outer")
+        assert await factor(server, "inner") == 4
+
+
+@pytest.mark.parametrize(
+    ("ensembles", "loaded"),
+    [
+        ({"self": ["self"]}, "self"),
+        ({"a": ["b"], "b": ["a"]}, "a"),
+        ({"a": ["b"], "b": ["scale", "c"], "c": ["b"]}, "a"),
+        ({"a": ["../models/scale"]}, "a"),
+    ],
+)
+async def test_an_ensemble_without_an_end_fails_to_load(
+    tmp_path: Path, ensembles: dict[str, list[str]], loaded: str
+) -> None:
+    folder = tmp_path / "models"
+    put_model(folder, "scale", graphs.scale(2))
+    for name, parts in ensembles.items():
+        put_ensemble(folder, name, *parts)
+    async with serving(tmp_path, "explicit") as server:
+        calls = [failure(load(server, name)) for name in ensembles]
+        for code, details in await asyncio.gather(*calls):
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert "part of itself" in details or "not the name of a model" in details
+        assert await factor(server, loaded) == 0
