@@ -26,6 +26,8 @@ class FolderVersion:
     folder: Path
     config: ModelConfig
     digest: str
+    # Whether it lies in the operator's own folder; what clients upload does not.
+    trusted: bool
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,22 @@ def model_names(root: Path) -> list[str]:
 
 def is_name(name: str) -> bool:
     """Whether a model can be called that: a plain name of a folder."""
-    return 0 < len(name) <= _MAX_NAME and not name.startswith(".") and "/" not in name and "\0" not in name
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        # A file's name that is no UTF-8: no client could ask for it, and no log line could tell of it.
+        return False
+    return 0 < size <= _MAX_NAME and not name.startswith(".") and "/" not in name and "\0" not in name
 
 
-def read_model(root: Path, name: str, override: ModelConfig | None = None) -> FolderModel:
-    """One model of a folder. `override` takes the place of its own configuration. Blocks; raises nothing."""
+def read_model(root: Path, name: str, override: ModelConfig | None = None, *, trusted: bool = True) -> FolderModel:
+    """One model of a folder. `override` takes the place of its own configuration. Blocks; raises nothing.
+
+    `trusted`: the folder is the operator's own.
+    """
     folder = root / name
     try:
-        versions = _read(folder, name, override if override is not None else _config(folder))
+        versions = _read(folder, name, override if override is not None else _config(folder), trusted)
     except WrongStateError as error:
         return FolderModel(name, (), error.message)
     except (OSError, UnicodeDecodeError) as error:
@@ -59,13 +69,13 @@ def read_model(root: Path, name: str, override: ModelConfig | None = None) -> Fo
     return FolderModel(name, versions)
 
 
-def _read(folder: Path, name: str, config: ModelConfig) -> list[FolderVersion]:
+def _read(folder: Path, name: str, config: ModelConfig, trusted: bool) -> list[FolderVersion]:
     if config.name not in ("", name):
-        raise WrongStateError(f"{CONFIG} of model {name!r} says that its name is {config.name!r}.")
+        raise WrongStateError(f"The configuration of model {name!r} says that its name is {config.name[:80]!r}.")
     numbers = _chosen(config, _numbers(folder, config))
     if not numbers:
         raise WrongStateError(f"Model {name!r} has no version: no folder {folder.name}/1, for example.")
-    return [_version(folder, name, number, config) for number in numbers]
+    return [_version(folder, name, number, config, trusted) for number in numbers]
 
 
 def read_labels(version: FolderVersion) -> Mapping[str, Sequence[str]]:
@@ -120,17 +130,20 @@ def _chosen(config: ModelConfig, numbers: Sequence[int]) -> Sequence[int]:
     return numbers[-max(1, policy.latest.num_versions) :]
 
 
-def _version(folder: Path, name: str, number: int, config: ModelConfig) -> FolderVersion:
+def _version(folder: Path, name: str, number: int, config: ModelConfig, trusted: bool) -> FolderVersion:
     digest = hashlib.sha256(config.SerializeToString(deterministic=True))
     version = folder / str(number)
-    for path, size, changed_ns in sorted(_files(version)):
+    # What lies beside the versions is read with each of them: labels, states to begin with, inputs to warm up with.
+    beside = [path for path in folder.iterdir() if path.name != CONFIG and not _VERSION.fullmatch(path.name)]
+    for path, size, changed_ns in sorted(file for top in (version, *beside) for file in _files(top, folder)):
         digest.update(f"{path}\0{size}\0{changed_ns}\0".encode(errors="surrogateescape"))
-    return FolderVersion(name, number, version, config, f"sha256:{digest.hexdigest()}")
+    return FolderVersion(name, number, version, config, f"sha256:{digest.hexdigest()}", trusted)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
-    if folder.is_dir():
-        for path in folder.rglob("*"):
-            if path.is_file():
-                status = path.stat()
-                yield str(path.relative_to(folder)), status.st_size, status.st_mtime_ns
+def _files(top: Path, folder: Path) -> Iterator[tuple[str, int, int]]:
+    """A file, or all below a folder: name, size and time of change. Not what Python and editors leave there."""
+    for path in top.rglob("*") if top.is_dir() else (top,):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in name.parts):
+            status = path.stat()
+            yield str(name), status.st_size, status.st_mtime_ns

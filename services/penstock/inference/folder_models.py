@@ -1,7 +1,8 @@
 """Serves a folder of models: all of them from the start, as they change, or as clients ask for them."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -12,7 +13,7 @@ from penstock.inference.external_data import external_locations
 from penstock.inference.folder import FolderModel, FolderVersion, is_name, model_names, needs, read_labels, read_model
 from penstock.inference.index import NOT_ALLOWED, index_of
 from penstock.inference.inference import Loaded
-from penstock.inference.model_config import ONNX, backend_of, model_file
+from penstock.inference.model_config import ONNX, PYTHON, backend_of, model_file
 from penstock.inference.opening import ModelFiles, Opener
 from penstock.inference.repository import Repository, UnknownModelError
 from penstock.inference.served_version import State
@@ -41,17 +42,21 @@ class FolderSource:
 
     async def load(self) -> Loaded:
         version = self._version
+        if path := _cycle(self._repository, version.model):
+            raise WrongStateError(f"Model {version.model!r} is part of itself: {' → '.join(path)}.")
         labels = await asyncio.to_thread(read_labels, version)
         if backend_of(version.config) == ONNX:
             await asyncio.to_thread(_check_external_data, version)
         for model in needs(version.config):
-            # What an ensemble is made of first. Ensembles in it are not waited for: they could be waiting for this one.
+            # What an ensemble is made of first. Ensembles in it are not waited for: what they are made of may change
+            # while they load, and then they would wait for this one. It is tried again when they are READY.
             if not self._repository.needs(model):
                 await self._repository.model_settled(model)
         async with self._opening:
-            return await self._opener.open(
-                ModelFiles(version.model, version.number, version.folder, version.config, None, labels, trusted=True)
+            files = ModelFiles(
+                version.model, version.number, version.folder, version.config, None, labels, trusted=version.trusted
             )
+            return await self._opener.open(files)
 
 
 class FolderModels:
@@ -64,9 +69,11 @@ class FolderModels:
         self._uploads = uploads
         self._explicit = explicit
         self._opening = asyncio.Semaphore(1)
-        # One load or unload of a model at a time.
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._revision = 0
+        # One load or unload of a model at a time: its lock, and how many hold it or wait for it.
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._begun: set[asyncio.Task[None]] = set()
+        self._desired = Desired(0)
+        # Why models are not served, by name; in explicit mode only of those that have a folder.
         self._problems: dict[str, str] = {}
 
     async def start(self, names: Sequence[str]) -> None:
@@ -78,8 +85,15 @@ class FolderModels:
             known = await asyncio.to_thread(model_names, self._root)
         except OSError as error:
             raise StartupError(f"Cannot read the model repository {self._root}: {error.strerror}.") from error
-        wanted = known if not self._explicit or "*" in names else list(names)
-        self._apply([await asyncio.to_thread(read_model, self._root, name) for name in wanted])
+        wanted = known if not self._explicit or "*" in names else list(dict.fromkeys(names))
+        if unnamed := [name for name in wanted if not is_name(name)]:
+            raise StartupError(f"Cannot load {unnamed[0][:80]!r}: expected the name of a model's folder.")
+        models: list[FolderModel] = []
+        for name in wanted:
+            models.append(await asyncio.to_thread(read_model, self._root, name))
+            # The list grows while it is walked: what an ensemble is made of is loaded with it.
+            wanted.extend(sorted(part for part in _parts(models[-1]) if is_name(part) and part not in wanted))
+        self._apply(models)
 
     async def poll(self, interval_s: float) -> None:
         """Looks for changes until it is cancelled."""
@@ -90,6 +104,9 @@ class FolderModels:
                 self._apply([await asyncio.to_thread(read_model, self._root, name) for name in names])
             except OSError as error:
                 _log.error("cannot read the model repository, serving what was there", error=error.strerror)
+            except Exception:
+                # Nobody waits for this task: it would end unseen.
+                _log.exception("unexpected error while looking at the model repository, serving what was there")
 
     async def load(self, model: str, config_json: str | None, files: Mapping[str, bytes]) -> None:
         """Loads or reloads a model; returns when all its versions are READY. Raises as `ModelControl.load`."""
@@ -98,28 +115,59 @@ class FolderModels:
             raise InvalidFieldError.of("model_name", f"expected the name of a model's folder; got {model[:80]!r}")
         if files and config_json is None:
             raise InvalidFieldError.of("parameters", "expected 'config' beside uploaded files")
-        await self._load(model, config_json, files, (model,))
+        # A client that hangs up stops nothing half-way: what has begun goes on, and leaves no upload without an owner.
+        work = asyncio.create_task(self._load(model, config_json, files, (model,)))
+        self._begun.add(work)
+        work.add_done_callback(self._begun.discard)
+        await asyncio.shield(work)
 
     async def _load(
         self, model: str, config_json: str | None, files: Mapping[str, bytes], path: tuple[str, ...]
     ) -> None:
-        """Loads a model, and before it what it is made of. `path` are the ensembles that asked for it."""
-        read = await self._read(model, config_json, files)
+        """Loads a model, and before it what it is made of. `path` are the ensembles that asked for it, and itself."""
+        upload = await self._uploads.keep(model, files) if files else None
+        try:
+            versions = await self._prepare(model, config_json, upload, path)
+        except BaseException:
+            if upload is not None:
+                await self._uploads.discard(upload)
+            raise
+        async with self._turn(model):
+            await self._uploads.adopt(model, upload)
+            await self._replace(model, versions)
+
+    async def _prepare(
+        self, model: str, config_json: str | None, upload: Path | None, path: tuple[str, ...]
+    ) -> Sequence[WantedVersion]:
+        """The versions that a load is of, with everything loaded that they are made of."""
+        read = await self._read(model, config_json, upload)
         if read.problem:
-            raise WrongStateError(f"failed to load {model!r}: {read.problem}")
-        for part in sorted({part for one in read.versions for part in needs(one.config)}.difference(path)):
+            raise _failed(model, read.problem)
+        for part in sorted(_parts(read)):
+            if part in path:
+                raise _failed(model, f"it is part of itself: {' → '.join((*path, part))}.")
+            if not is_name(part):
+                raise _failed(model, f"{part[:80]!r}, which it is made of, is not the name of a model's folder.")
             if not self._repository.wanted(part):
                 await self._load(part, None, {}, (*path, part))
-        async with self._locks.setdefault(model, asyncio.Lock()):
-            self._repository.apply_model(model, self._wanted(read))
-            failed = [one for one in await self._repository.model_settled(model) if one.state is State.FAILED]
-            if failed:
-                reasons = "; ".join(f"version {one.number}: {one.message}" for one in failed)
-                if not any(one.state is State.READY for one in self._repository.versions(model)):
-                    self._repository.apply_model(model, ())
-                self._problems[model] = reasons
-                raise WrongStateError(f"failed to load {model!r}: {reasons}")
+        return self._wanted(read)
+
+    async def _replace(self, model: str, versions: Sequence[WantedVersion]) -> None:
+        """Serves these versions in place of those before, or those before if one of these fails, and raises then."""
+        before = [held.wanted for held in await self._repository.model_settled(model) if held.state is State.READY]
+        self._repository.apply_model(model, versions)
+        settled = await self._repository.model_settled(model)
+        failed = [held for held in settled if held.state is State.FAILED]
+        if not failed:
             self._problems.pop(model, None)
+            return
+        reasons = "; ".join(f"version {held.number}: {held.message}" for held in failed)
+        # A FAILED version is not held on to: the next load is another try, whatever it is of.
+        self._repository.apply_model(model, before or [held.wanted for held in settled if held.state is State.READY])
+        if not self._repository.wanted(model):
+            await self._uploads.adopt(model, None)
+        await self._remember(model, reasons)
+        raise _failed(model, reasons)
 
     async def unload(self, model: str, unload_dependents: bool) -> None:
         """Unloads a model; returns when its memory has been given back. Raises as `ModelControl.unload`."""
@@ -128,8 +176,10 @@ class FolderModels:
         if not versions:
             raise UnknownModelError(model, "", "It is not loaded.")
         parts = self._parts(model) if unload_dependents else frozenset()
-        async with self._locks.setdefault(model, asyncio.Lock()):
+        async with self._turn(model):
             self._repository.apply_model(model, ())
+            await self._uploads.adopt(model, None)
+            await self._remember(model, "unloaded")
             try:
                 async with asyncio.timeout(_UNLOAD_LIMIT_S):
                     await self._repository.model_gone(model)
@@ -137,15 +187,37 @@ class FolderModels:
                 raise NotReadyError(
                     f"Model {model!r} still answers requests after {_UNLOAD_LIMIT_S:g} s; it goes when they have ended."
                 ) from None
-            self._uploads.discard(model)
-            self._problems[model] = "unloaded"
         for part in parts:
             if self._repository.wanted(part):
                 await self.unload(part, unload_dependents)
 
+    async def _remember(self, model: str, problem: str) -> None:
+        """Tells the index why a model is not served. Not of uploads: their names are the clients', and have no end."""
+        self._problems.pop(model, None)
+        if await asyncio.to_thread((self._root / model).is_dir):
+            self._problems[model] = problem
+
+    @asynccontextmanager
+    async def _turn(self, model: str) -> AsyncIterator[None]:
+        """Waits until no other load or unload of a model runs. Nothing is kept of a model that nobody waits for."""
+        lock, waiting = self._locks.get(model, (asyncio.Lock(), 0))
+        self._locks[model] = (lock, waiting + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            _, waiting = self._locks[model]
+            self._locks[model] = (lock, waiting - 1)
+            if waiting == 1:
+                del self._locks[model]
+
     async def index(self) -> Sequence[IndexEntry]:
         held = index_of(self._repository)
-        names = await asyncio.to_thread(model_names, self._root)
+        try:
+            names = await asyncio.to_thread(model_names, self._root)
+        except OSError as error:
+            _log.error("cannot read the model repository", error=error.strerror)
+            names = []
         loaded = {entry.model for entry in held}
         rest = [name for name in {*names, *self._problems} if name not in loaded]
         others = [
@@ -158,14 +230,21 @@ class FolderModels:
         if not self._explicit:
             raise WrongStateError(NOT_ALLOWED)
 
-    async def _read(self, model: str, config_json: str | None, files: Mapping[str, bytes]) -> FolderModel:
-        override = None if config_json is None else parse_config_json(config_json, f"The config of model {model!r}")
-        if not files:
-            if not await asyncio.to_thread((self._root / model).is_dir):
-                return FolderModel(model, (), f"there is no folder {model!r} in the model repository.")
-            return await asyncio.to_thread(read_model, self._root, model, override)
-        root = await self._uploads.keep(model, files)
-        return await asyncio.to_thread(read_model, root, model, override)
+    async def _read(self, model: str, config_json: str | None, upload: Path | None) -> FolderModel:
+        override = None
+        if config_json is not None:
+            try:
+                override = await asyncio.to_thread(parse_config_json, config_json, "The given config")
+            except WrongStateError as error:
+                return FolderModel(model, (), error.message)
+        if upload is not None:
+            read = await asyncio.to_thread(read_model, upload, model, override, trusted=False)
+            if any(backend_of(one.config) == PYTHON for one in read.versions):
+                return FolderModel(model, (), "Python models are run only from the server's own model repository.")
+            return read
+        if not await asyncio.to_thread((self._root / model).is_dir):
+            return FolderModel(model, (), f"there is no folder {model!r} in the model repository.")
+        return await asyncio.to_thread(read_model, self._root, model, override)
 
     def _parts(self, model: str) -> frozenset[str]:
         ready = [one for one in self._repository.versions(model) if one.state is State.READY]
@@ -176,7 +255,6 @@ class FolderModels:
             if model.problem and self._problems.get(model.name) != model.problem:
                 _log.error("model cannot be served", model=model.name, error=model.problem)
         self._problems = {model.name: model.problem for model in models if model.problem}
-        self._revision += 1
         wanted = [version for model in models for version in self._wanted(model)]
         # A model that cannot be read now, half written perhaps, goes on as it was.
         kept = [
@@ -185,7 +263,11 @@ class FolderModels:
             for held in self._repository.versions(name)
             if held.state is State.READY
         ]
-        self._repository.apply(Desired.of(self._revision, [*wanted, *kept]))
+        desired = Desired.of(self._desired.revision, [*wanted, *kept])
+        # What failed is tried again when it has changed, not at every look: that would be work without end.
+        if desired != self._desired or not desired.revision:
+            self._desired = Desired.of(desired.revision + 1, desired.versions)
+            self._repository.apply(self._desired)
 
     def _wanted(self, model: FolderModel) -> list[WantedVersion]:
         return [
@@ -199,6 +281,29 @@ class FolderModels:
             )
             for one in model.versions
         ]
+
+
+def _failed(model: str, reason: str) -> WrongStateError:
+    return WrongStateError(f"failed to load {model!r}: {reason}")
+
+
+def _parts(model: FolderModel) -> frozenset[str]:
+    """The models that it is made of, if it is an ensemble."""
+    return frozenset[str]().union(*(needs(version.config) for version in model.versions))
+
+
+def _cycle(repository: Repository, model: str) -> Sequence[str]:
+    """A way from a model through ensembles back to itself; empty if there is none."""
+    ways: list[tuple[str, ...]] = [(model,)]
+    seen = {model}
+    while ways:
+        way = ways.pop()
+        parts = repository.needs(way[-1])
+        if model in parts:
+            return (*way, model)
+        ways.extend((*way, part) for part in sorted(parts - seen))
+        seen |= parts
+    return ()
 
 
 def _check_external_data(version: FolderVersion) -> None:

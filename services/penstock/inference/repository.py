@@ -89,9 +89,11 @@ class Repository:
         self._prune(self._kept())
 
     def apply_model(self, model: str, versions: Sequence[WantedVersion]) -> None:
-        """Makes this the desired state of one model, and leaves the others alone. No versions: it is not wanted."""
-        if self._draining:
-            return
+        """Makes this the desired state of one model, and leaves the others alone. No versions: it is not wanted.
+
+        Raises `NotReadyError` while draining.
+        """
+        self._refuse_if_draining()
         self._revision = self._revision or 0
         self._wanted[model] = _weights(versions)
         if not versions:
@@ -102,8 +104,10 @@ class Repository:
         self._prune(self._kept())
 
     async def model_settled(self, model: str) -> list[ServedVersion]:
-        """The wanted versions of a model, when each is READY or FAILED."""
+        """The wanted versions of a model, when each is READY or FAILED. Raises `NotReadyError` while draining."""
         while True:
+            # Who drains retires versions that are still wanted.
+            self._refuse_if_draining()
             self._changed.clear()
             versions = [self._versions[key] for key in self._wanted.get(model, {})]
             if all(version.state is not State.LOADING for version in versions):
@@ -129,7 +133,7 @@ class Repository:
         Raises:
             UnknownModelError: the model is not deployed, or not in this version.
             InvalidFieldError: `version` is neither empty nor a number.
-            NotReadyError: the server drains, or no version of the model has ever been ready.
+            NotReadyError: the server or the named version drains, or no version of the model has ever been ready.
         """
         if (only := self.only(model, version)) is not None:
             return only
@@ -169,6 +173,7 @@ class Repository:
     def drain(self) -> None:
         """Refuses everything new; what is queued is finished."""
         self._draining = True
+        self._changed.set()
 
     def _refuse_if_draining(self) -> None:
         if self._draining:
@@ -263,7 +268,11 @@ class Repository:
         if not model or not found:
             numbers = ", ".join(str(held.number) for held in self.versions(model)) if model else ""
             raise UnknownModelError(model, version, f"Versions served here: {numbers or 'none'}.")
-        return min(found, key=lambda held: held.state is not State.READY)
+        best = min(found, key=lambda held: held.state is not State.READY)
+        if best.state is State.DRAINING:
+            # It still tells what it takes, to those whose answers it owes.
+            _ = best.loaded
+        return best
 
 
 def _weights(versions: Sequence[WantedVersion]) -> Weights:

@@ -4,6 +4,7 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -29,6 +30,14 @@ class State(enum.Enum):
     FAILED = enum.auto()
 
 
+@dataclass(frozen=True)
+class _Description:
+    """What is left of a version whose memory is given back."""
+
+    signature: Signature
+    labels: Mapping[str, Sequence[str]]
+
+
 class ServedVersion:
     """A version from when it is wanted until its memory is given back. Calls `on_change` when its state has changed.
 
@@ -45,6 +54,7 @@ class ServedVersion:
         self._retries = retries
         self._failure: PenstockError | None = None
         self._loaded: Loaded | None = None
+        self._drained: _Description | None = None
         self._again = asyncio.Event()
         self._loading = asyncio.create_task(self._load())
 
@@ -80,8 +90,11 @@ class ServedVersion:
 
     @property
     def signature(self) -> Signature:
-        """What it takes and gives. Raises as `loaded`, and so do the properties below."""
-        return self.loaded.signature
+        """What it takes and gives. Raises as `loaded`, and so do the properties below.
+
+        This one and `labels` stay while it drains: the answers of requests in flight are still to be written.
+        """
+        return (self._drained or self.loaded).signature
 
     @property
     def config(self) -> ModelConfig:
@@ -89,7 +102,7 @@ class ServedVersion:
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
-        return self.loaded.labels
+        return (self._drained or self.loaded).labels
 
     @property
     def statistics(self) -> Statistics:
@@ -120,6 +133,8 @@ class ServedVersion:
 
     async def close(self) -> None:
         """Takes no new requests, finishes the ones it has, gives the memory back. A load in progress is given up."""
+        if self._loaded is not None:
+            self._drained = _Description(self._loaded.signature, self._loaded.labels)
         self._enter(State.DRAINING)
         self._loading.cancel()
         await asyncio.wait([self._loading])
@@ -167,6 +182,9 @@ class ServedVersion:
         self._enter(State.READY)
 
     def _fail(self, error: PenstockError) -> None:
+        # What tells how it came to this holds the frames of the attempt, and these the half-opened model's memory.
+        error.__cause__ = error.__context__ = None
+        error.with_traceback(None)
         known = self._failure is not None and self._failure.message == error.message
         self._failure = error
         if not known:

@@ -15,7 +15,14 @@ import structlog
 from tests.integration.inference import graphs
 from tests.integration.inference.fleet import Inference, eventually, folder_server, infer_request, put_model
 
+from penstock.inference.folder_models import FolderModels
+from penstock.inference.inference import Loaded
+from penstock.inference.metrics import LoadMetrics
+from penstock.inference.opening import ModelFiles
+from penstock.inference.repository import Repository
+from penstock.inference.uploads import Uploads
 from penstock.oip import inference_pb2 as pb
+from penstock.rpc.errors import WrongStateError
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -31,7 +38,8 @@ class Model:
 """
 SLOW_CONFIG = """
     backend: "python"
-    input { name: "rows" data_type: TYPE_FP32 dims: [-1, 4] } output { name: "scaled" data_type: TYPE_FP32 dims: [-1, 4] }
+    input { name: "rows" data_type: TYPE_FP32 dims: [-1, 4] }
+    output { name: "scaled" data_type: TYPE_FP32 dims: [-1, 4] }
 """
 
 Index = dict[str, tuple[str, str, str]]
@@ -259,7 +267,7 @@ async def test_a_load_replaces_what_is_served_and_a_failed_one_does_not(tmp_path
             code, details = await failure(load(server, "one", config))
             assert (code, "failed to load 'one'" in details) == (grpc.StatusCode.FAILED_PRECONDITION, True)
             assert await factor(server, "one") == 3
-        assert {name: entry for name, entry in (await index_of(server)).items()} == {"one": ("1", "READY", "")}
+        assert await index_of(server) == {"one": ("1", "READY", "")}
         put_model(folder, "one", graphs.scale(5))
         await load(server, "one")
         assert await factor(server, "one") == 5
@@ -400,6 +408,32 @@ async def test_names_that_clients_choose_leave_nothing_behind(tmp_path: Path) ->
         assert (uploads(tmp_path), await index_of(server)) == ([], {"known": ("", "", "")})
 
 
+class NoOpener:
+    """Opens nothing, and notes what it was asked to trust."""
+
+    def __init__(self) -> None:
+        self.trusted: dict[str, bool] = {}
+
+    async def open(self, files: ModelFiles) -> Loaded:
+        self.trusted[files.model] = files.trusted
+        raise WrongStateError("It opens nothing.")
+
+
+async def test_only_the_operators_folder_is_trusted_and_no_name_is_remembered(tmp_path: Path) -> None:
+    put_model(tmp_path / "models", "own", graphs.scale(2))
+    repository, opener = Repository(lambda _: None, LoadMetrics(), retries=False), NoOpener()
+    kept = Uploads(tmp_path / "uploads")
+    models = FolderModels(tmp_path / "models", repository, opener, kept, explicit=True)
+    uploaded = {"file:1/model.onnx": graphs.scale(2).files["model.onnx"]}
+    for name, files in (("own", {}), ("theirs", uploaded), ("other", uploaded)):
+        with pytest.raises(WrongStateError, match="It opens nothing"):
+            await models.load(name, "{}", files)
+    assert opener.trusted == {"own": True, "theirs": False, "other": False}
+    # What a client cannot see and an operator would, after a year.
+    assert (vars(models)["_locks"], set(vars(models)["_problems"]), vars(kept)["_of_model"]) == ({}, {"own"}, {})
+    await repository.close()
+
+
 async def test_an_unload_waits_for_what_is_in_flight(tmp_path: Path) -> None:
     slow = graphs.Bundle({"model.py": SLOW.encode()}, graphs.scale(1).signature)
     put_model(tmp_path / "models", "slow", slow, config=SLOW_CONFIG)
@@ -417,13 +451,20 @@ async def test_an_unload_waits_for_what_is_in_flight(tmp_path: Path) -> None:
 async def test_a_client_that_hangs_up_leaves_the_model_in_order(tmp_path: Path) -> None:
     put_model(tmp_path / "models", "one", graphs.scale(2))
     async with serving(tmp_path, "explicit") as server:
-        for _ in range(5):
-            request = pb.RepositoryModelLoadRequest(model_name="one")
-            await failure(server.oip.RepositoryModelLoad(request, timeout=0.002))
-            await asyncio.sleep(0)
-        await load(server, "one")
-        assert await factor(server, "one") == 2
-        assert len(await server.served("one")) == 1
+        for pause in (0, 0.001, 0.002, 0.004, 0.008):
+            files = {"file:1/model.onnx": graphs.scale(3).files["model.onnx"]}
+            calls = [asyncio.ensure_future(load(server, "one", {}, **some)) for some in (files, {})]
+            await asyncio.sleep(pause)
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+
+        async def in_order() -> bool:
+            await load(server, "one")
+            held = [one.version for one in await server.served("one")]
+            return (await factor(server, "one"), held, uploads(tmp_path)) == (2, [1], [])
+
+        await eventually(in_order)
 
 
 async def test_loads_at_the_same_time_take_turns(tmp_path: Path) -> None:
