@@ -79,7 +79,7 @@ async def test_what_is_excluded_is_excluded_for_its_reason(name: str) -> None:
             _session(model)
     else:
         assert reason.startswith("differs: ")
-        with pytest.raises((AssertionError, onnxruntime.capi.onnxruntime_pybind11_state.Fail, RuntimeError, Exception)):
+        with pytest.raises(Exception, match=r"Mismatched|mismatch|ONNXRuntimeError|shape"):
             _compare_in_process(CASES[name])
 
 

@@ -233,7 +233,8 @@ class Batcher:
         """Runs a batch, on the loop if it is small enough for that: then it is done, and the answer is true."""
         instance = self._idle[-1]
         batch = _Batch(requests)
-        self._begun.append(batch)
+        if self._options.preserve_ordering:
+            self._begun.append(batch)
         if batch.rows <= instance.loop_rows:
             self._crowded = len(requests) > 1
             self._settle(batch, instance.run(self._title, batch.inferences))
@@ -266,7 +267,6 @@ class Batcher:
     def _settle(self, batch: _Batch, executed: list[Executed]) -> None:
         batch.executed = executed
         if not self._options.preserve_ordering:
-            self._begun.remove(batch)
             self._answer(batch, executed)
             return
         while self._begun and (known := self._begun[0].executed) is not None:

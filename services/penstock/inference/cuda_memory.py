@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from penstock.inference.shared_memory import (
     MAX_TENSOR_BYTES,
+    REGION,
     Data,
     byte_view,
     check_bounds,
@@ -226,5 +227,5 @@ def _failing(verb: str, name: str) -> Iterator[None]:
         yield
     except CudaError as error:
         raise InvalidFieldError.of(
-            "shared_memory_region", f"{name!r} cannot be {verb}: {error}. Has the program that exported it ended?"
+            REGION, f"{name!r} cannot be {verb}: {error}. Has the program that exported it ended?"
         ) from error

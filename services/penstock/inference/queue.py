@@ -33,13 +33,8 @@ class Queue:
     def __iter__(self) -> Iterator[Waiting]:
         return (waiting for level in self._levels for waiting in level)
 
-    def size(self, level: int) -> int:
-        """How many wait in a level, those whose callers left not counted."""
-        queue = self._levels[level - 1]
-        return sum(not waiting.answer.done() for waiting in queue)
-
     def length(self, level: int) -> int:
-        """As `size`, but with those whose callers left; takes no time."""
+        """How many wait in a level, those whose callers left included; takes no time."""
         return len(self._levels[level - 1])
 
     def append(self, level: int, waiting: Waiting) -> None:

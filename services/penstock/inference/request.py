@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from penstock.inference.inference import Inference
 from penstock.inference.parameters import RequestParameters
+from penstock.inference.shared_memory import BYTE_SIZE, OFFSET, REGION
 from penstock.inference.signature import BATCH, Signature, Tensor
 from penstock.inference.tensors import Array, Buffer, TensorError, decode_raw, decode_typed
 from penstock.inference.wire import InferRequest
@@ -13,8 +14,6 @@ from penstock.rpc.errors import InvalidFieldError
 
 # Reads a region of shared memory: its name, an offset and a number of bytes.
 RegionReader = Callable[[str, int, int], Buffer]
-
-REGION, REGION_OFFSET, REGION_SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +163,9 @@ def region_of(field: str, parameters: Mapping[str, pb.InferParameter]) -> tuple[
     Raises `InvalidFieldError` where the parameters are no such thing.
     """
     name = parameters[REGION].string_param
-    if REGION_SIZE not in parameters:
-        raise InvalidFieldError.of(f"{field}.parameters", f"expected {REGION_SIZE!r} beside {REGION!r}")
-    return name, _whole(field, parameters, REGION_OFFSET), _whole(field, parameters, REGION_SIZE)
+    if BYTE_SIZE not in parameters:
+        raise InvalidFieldError.of(f"{field}.parameters", f"expected {BYTE_SIZE!r} beside {REGION!r}")
+    return name, _whole(field, parameters, OFFSET), _whole(field, parameters, BYTE_SIZE)
 
 
 def _whole(field: str, parameters: Mapping[str, pb.InferParameter], key: str) -> int:

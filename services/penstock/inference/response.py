@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from penstock.inference.classification import classify
 from penstock.inference.inference import Inference, Parameter
-from penstock.inference.request import REGION, region_of
+from penstock.inference.request import region_of
 from penstock.inference.served_version import ServedVersion
+from penstock.inference.shared_memory import BYTE_SIZE, OFFSET, REGION
 from penstock.inference.tensors import BYTES, Array, encode_raw
 from penstock.inference.wire import raw_output_parts
 from penstock.oip import inference_pb2 as pb
@@ -84,9 +85,9 @@ class ResponseWriter:
             )
         self._write_region(region, offset, byte_size, raw)
         output.parameters[REGION].string_param = region
-        output.parameters["shared_memory_byte_size"].int64_param = len(raw)
+        output.parameters[BYTE_SIZE].int64_param = len(raw)
         if offset:
-            output.parameters["shared_memory_offset"].int64_param = offset
+            output.parameters[OFFSET].int64_param = offset
         return b""
 
 
