@@ -15,7 +15,7 @@ import structlog
 from penstock.inference.batch_options import BatchOptions
 from penstock.inference.gather import row_key
 from penstock.inference.inference import Inference, Run
-from penstock.inference.instance import Executed, Instance
+from penstock.inference.instance import Executed, Instance, Outcome
 from penstock.inference.queue import Queue, Waiting
 from penstock.inference.signature import Signature
 from penstock.inference.statistics import Statistics
@@ -151,18 +151,22 @@ class Batcher:
     def _run_alone(self, loop: asyncio.AbstractEventLoop, inference: Inference) -> list[Array]:
         """Spares a client that is alone two turns of the loop."""
         self._ran_alone = True
-        loop.call_soon(self._next_tick)
         (executed,) = self._idle[-1].run(self._title, [inference])
         (outcome,) = executed.outcomes
-        if isinstance(outcome, Exception):
-            self._statistics.failed(inference, "BACKEND")
-            raise outcome
         inference.run = executed.run
-        self._count(executed.run, [inference])
+        executed.run.settled_ns = perf_counter_ns()
+        # The answer does not wait for it to be counted.
+        loop.call_soon(self._ended_alone, inference, executed.run, outcome)
+        if isinstance(outcome, Exception):
+            raise outcome
         return outcome
 
-    def _next_tick(self) -> None:
+    def _ended_alone(self, inference: Inference, run: Run, outcome: Outcome) -> None:
         self._ran_alone = False
+        if isinstance(outcome, Exception):
+            self._statistics.failed(inference, "BACKEND")
+        else:
+            self._count(run, [inference])
 
     def _reject(self, inference: Inference, message: str) -> None:
         self._statistics.failed(inference, "REJECTED")
@@ -294,10 +298,10 @@ class Batcher:
                 self._statistics.failed(waiting.inference, "BACKEND")
                 answer.set_exception(outcome)
         if succeeded:
+            run.settled_ns = perf_counter_ns()
             self._count(run, succeeded)
 
     def _count(self, run: Run, inferences: list[Inference]) -> None:
-        run.settled_ns = perf_counter_ns()
         self._statistics.succeeded(run, inferences)
         if debug_enabled():
             _log.debug(

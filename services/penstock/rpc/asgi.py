@@ -67,6 +67,7 @@ class GrpcApplication:
         timer = None
         entered = False
         try:
+            call.ask()
             timer = self._prepare(call, headers)
             if not method.probe:
                 self._calls.enter()

@@ -37,7 +37,7 @@ class AsgiCall:
     """A call in progress. Handlers see it as their context; it offers of grpc.aio's what they use."""
 
     __slots__ = (
-        "_ahead", "_ahead_bytes", "_details", "_gzip", "_initial", "_metadata", "_reading", "_receive", "_receiving",
+        "_ahead", "_ahead_bytes", "_asked", "_details", "_gzip", "_initial", "_metadata", "_reading", "_receive", "_receiving",
         "_request_id", "_send", "_trailing", "body_closed", "body_ended", "code_set", "deadline", "encoding", "method",
         "reason", "scope", "sent_id", "settled", "started", "task", "write_begun",
     )  # fmt: skip
@@ -60,6 +60,7 @@ class AsgiCall:
         self._details = ""
         self._gzip = False
         self._receive = receive
+        self._asked: Awaitable[Event] | None = None
         self._send = send
         self._initial: Pairs = ()
         self._trailing: Pairs = ()
@@ -168,6 +169,11 @@ class AsgiCall:
 
     # Requests.
 
+    def ask(self) -> None:
+        """Has the first bytes of the request fetched, from another thread, while the call is prepared."""
+        self._reading = True
+        self._asked = self._receive()
+
     async def _chunk(self) -> bytes:
         """The next bytes of the request; none once it has ended."""
         while self._receiving is not None:
@@ -179,8 +185,9 @@ class AsgiCall:
             return b""
         else:
             self._reading = True
+            asked, self._asked = self._asked, None
             try:
-                event = await self._receive()
+                event = await (asked or self._receive())
             finally:
                 self._reading = False
             self.body_ended = not event.get("more_body", False)
