@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
+from prometheus_client import PROCESS_COLLECTOR
 
 from penstock.api.registry.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from penstock.api.registry.v1.deployment_service_pb2_grpc import DeploymentServiceStub
@@ -17,7 +18,14 @@ from penstock.inference.follower import Follower
 from penstock.inference.index import RegistryControl
 from penstock.inference.loader import RegistryLoader
 from penstock.inference.log_settings import LogSettings
-from penstock.inference.metrics import LoadMetrics, MetricsCollector, VersionMetrics, on_loop, serve_metrics
+from penstock.inference.metrics import (
+    Collector,
+    LoadMetrics,
+    MetricsCollector,
+    VersionMetrics,
+    on_loop,
+    serve_metrics,
+)
 from penstock.inference.oip_servicer import InferenceServicer, Memory
 from penstock.inference.onnx_model import OnnxOptions
 from penstock.inference.opener import ModelOpener
@@ -30,7 +38,8 @@ from penstock.inference.shared_memory import SharedMemory
 from penstock.inference.trace_settings import TraceConfig, TraceSettings
 from penstock.inference.tracing import Tracer
 from penstock.inference.uploads import Uploads
-from penstock.rpc.application import Application
+from penstock.inference.workers import joined
+from penstock.rpc.application import Application, Service
 from penstock.storage.home import locked_home
 
 # Trace files together; clients switch tracing on, the disk is the operator's.
@@ -48,16 +57,28 @@ async def application(settings: InferenceSettings) -> AsyncIterator[Application]
         stack.callback(memory.close)
         tracer = _tracer(settings, repository)
         stack.push_async_callback(asyncio.to_thread, tracer.close)
-        if settings.own_metrics_port >= 0:
-            collector = MetricsCollector(on_loop(asyncio.get_running_loop(), lambda: _snapshot(repository)), loads)
-            metrics = serve_metrics(settings.host, settings.own_metrics_port, collector)
-            stack.push_async_callback(asyncio.to_thread, metrics.close)
 
         async def drain() -> None:
             repository.drain()
 
         servicer = InferenceServicer(repository, control, memory, LogSettings(), tracer, settings.server_name)
-        yield Application([servicer.service(), ServingServicer(repository).service()], drain)
+        collector = MetricsCollector(on_loop(asyncio.get_running_loop(), lambda: _snapshot(repository)), loads)
+        service = await _with_metrics(settings, servicer, collector, stack)
+        yield Application([service, ServingServicer(repository).service()], drain)
+
+
+async def _with_metrics(
+    settings: InferenceSettings, servicer: InferenceServicer, collector: Collector, stack: AsyncExitStack
+) -> Service:
+    """What answers clients, alone or as one of several workers, with the server's metrics beside it."""
+    service, collectors = servicer.service(), [collector, PROCESS_COLLECTOR]
+    if settings.worker is not None:
+        service, together = await stack.enter_async_context(joined(settings, settings.worker, servicer, collector))
+        collectors = [together]
+    if settings.metrics_port >= 0 and not settings.worker:
+        metrics = serve_metrics(settings.host, settings.metrics_port, *collectors)
+        stack.push_async_callback(asyncio.to_thread, metrics.close)
+    return service
 
 
 async def _models(
@@ -125,7 +146,9 @@ def _tracer(settings: InferenceSettings, repository: Repository) -> Tracer:
     traces = TraceSettings(
         TraceConfig(), settings.trace_file, settings.otlp_endpoint, lambda model: repository.describe(model, "")
     )
-    return Tracer(traces, _MAX_TRACE_BYTES)
+    # Two processes would write over each other's traces.
+    suffix = "" if settings.worker is None else f".worker-{settings.worker}"
+    return Tracer(traces, _MAX_TRACE_BYTES // settings.workers, file_suffix=suffix)
 
 
 def _snapshot(repository: Repository) -> list[VersionMetrics]:

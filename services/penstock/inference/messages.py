@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from google.protobuf.message import Message
+
 from penstock.inference.served_version import ServedVersion
 from penstock.inference.signature import Tensor
 from penstock.inference.statistics import Duration, Statistics
@@ -57,6 +59,47 @@ def _inference_statistics(held: Statistics) -> pb.InferStatistics:
         cache_hit=_duration(held.cache_hit),
         cache_miss=_duration(held.cache_miss),
     )
+
+
+def merged_statistics(workers: Iterable[pb.ModelStatisticsResponse]) -> pb.ModelStatisticsResponse:
+    """Each version's statistics on all workers: counts and times are sums, the last inference is the latest."""
+    merged = pb.ModelStatisticsResponse()
+    versions: dict[tuple[str, str], pb.ModelStatistics] = {}
+    for worker in workers:
+        for one in worker.model_stats:
+            key = one.name, one.version
+            if key in versions:
+                _add_statistics(versions[key], one)
+            else:
+                versions[key] = merged.model_stats.add()
+                versions[key].CopyFrom(one)
+    return merged
+
+
+def _add_statistics(total: pb.ModelStatistics, more: pb.ModelStatistics) -> None:
+    total.last_inference = max(total.last_inference, more.last_inference)
+    total.inference_count += more.inference_count
+    total.execution_count += more.execution_count
+    _add_durations(total.inference_stats, more.inference_stats)
+    batches = {batch.batch_size: batch for batch in total.batch_stats}
+    for batch in more.batch_stats:
+        if batch.batch_size in batches:
+            _add_durations(batches[batch.batch_size], batch)
+        else:
+            batches[batch.batch_size] = pb.InferBatchStatistics()
+            batches[batch.batch_size].CopyFrom(batch)
+    merged = [batches[size] for size in sorted(batches)]
+    del total.batch_stats[:]
+    total.batch_stats.extend(merged)
+
+
+def _add_durations(total: Message, more: Message) -> None:
+    """Adds up every field that is a `StatisticDuration`."""
+    for field, value in more.ListFields():
+        if isinstance(value, pb.StatisticDuration):
+            sum_ = getattr(total, field.name)
+            sum_.count += value.count
+            sum_.ns += value.ns
 
 
 def _duration(held: Duration) -> pb.StatisticDuration:

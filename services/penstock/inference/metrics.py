@@ -9,23 +9,26 @@ import http.server
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from prometheus_client import PROCESS_COLLECTOR, Metric
+from prometheus_client import Metric
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 
 from penstock.inference.statistics import Histogram, Statistics
-from penstock.rpc.errors import StartupError
+from penstock.rpc.errors import PenstockError, StartupError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model", "version")
 _FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 _NS = 1e-9
 _LOAD_BOUNDS_NS = tuple(int(bound * 1e9) for bound in (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600))
-_SNAPSHOT_TIMEOUT_S = 5.0
+# How long a reader's thread waits for an event loop, this worker's or another's.
+SNAPSHOT_TIMEOUT_S = 5.0
 _CONNECTION_TIMEOUT_S = 10.0
+
+_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,14 @@ def on_loop(
     async def take() -> Sequence[VersionMetrics]:
         return snapshot()
 
-    def ask() -> Sequence[VersionMetrics]:
-        return asyncio.run_coroutine_threadsafe(take(), loop).result(_SNAPSHOT_TIMEOUT_S)
+    return awaited_on_loop(loop, take)
 
-    return ask
+
+def awaited_on_loop(
+    loop: asyncio.AbstractEventLoop, ask: Callable[[], Coroutine[Any, Any, _Told]]
+) -> Callable[[], _Told]:
+    """As `on_loop`, for what the loop itself has to wait for."""
+    return lambda: asyncio.run_coroutine_threadsafe(ask(), loop).result(SNAPSHOT_TIMEOUT_S)
 
 
 def exposition(collectors: Iterable[Collector]) -> str:
@@ -230,8 +237,8 @@ class MetricsServer:
         self._server.server_close()
 
 
-def serve_metrics(host: str, port: int, collector: Collector) -> MetricsServer:
-    """Serves the collector's metrics and the process's own. Port 0 takes a free one.
+def serve_metrics(host: str, port: int, *collectors: Collector) -> MetricsServer:
+    """Serves the collectors' metrics; 503 if one raises `TimeoutError` or a `PenstockError`. Port 0 takes a free one.
 
     Raises `StartupError` if the address cannot be had.
     """
@@ -245,9 +252,9 @@ def serve_metrics(host: str, port: int, collector: Collector) -> MetricsServer:
                 self.send_error(404, "Metrics are at /metrics")
                 return
             try:
-                body = exposition((collector, PROCESS_COLLECTOR)).encode()
-            except TimeoutError:
-                self.send_error(503, "The server is busy, starting or stopping")
+                body = exposition(collectors).encode()
+            except (TimeoutError, PenstockError):
+                self.send_error(503, "The server, or one of its workers, is busy, starting or stopping")
                 return
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE)

@@ -1,9 +1,9 @@
 """What the inference service can be told."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from penstock.rpc.config import MIB, ServerSettings, Transport
@@ -115,12 +115,16 @@ class InferenceSettings(ServerSettings):
         Field(
             ge=-1,
             le=65535,
-            description="Port of Prometheus' /metrics on the same host; 0 takes a free one, -1 serves none. "
-            "Of several workers each takes the port after the one before it.",
+            description="Port of Prometheus' /metrics on the same host, for all workers together; 0 takes a free one, "
+            "-1 serves none.",
         ),
     ] = 8002
     trace_file: Annotated[
-        str, Field(description="File that traces in Triton's form are written to, where clients switch them on.")
+        str,
+        Field(
+            description="File that traces in Triton's form are written to, where clients switch them on. Of several "
+            "workers each writes its own, with .worker-N behind the name."
+        ),
     ] = ""
     otlp_endpoint: Annotated[
         str,
@@ -134,19 +138,6 @@ class InferenceSettings(ServerSettings):
             "made-up rows.",
         ),
     ] = True
-
-    @model_validator(mode="after")
-    def _one_worker_for_what_one_call_changes(self) -> Self:
-        if self.workers > 1 and (self.mode == "explicit" or self.allow_client_shm):
-            raise ValueError(
-                "workers must be 1 with mode explicit or allow_client_shm: a client's call reaches one worker alone"
-            )
-        return self
-
-    @property
-    def own_metrics_port(self) -> int:
-        """The port of this process: of several workers each has the one after the other's."""
-        return self.metrics_port + (self._worker or 0) if self.metrics_port > 0 else self.metrics_port
 
     @property
     def cache_bytes(self) -> int:

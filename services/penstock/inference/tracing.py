@@ -66,16 +66,24 @@ class Sink(Protocol):
 class Tracer:
     """Asked once before a request and, if it said yes, told once after it. Lives on the event loop."""
 
-    def __init__(self, settings: TraceSettings, max_file_bytes: int, service_name: str = "penstock-inference") -> None:
+    def __init__(
+        self,
+        settings: TraceSettings,
+        max_file_bytes: int,
+        service_name: str = "penstock-inference",
+        *,
+        file_suffix: str = "",
+    ) -> None:
         """`max_file_bytes` bounds all trace files together: callers switch tracing on, the disk is the operator's.
 
+        `file_suffix` stands behind the name of the settings' `trace_file`.
         Raises `StartupError` if there is a collector but not the extra `tracing`, or no such folder for trace files.
         """
         self.settings = settings
         self.dropped = 0
         self._sinks: dict[str, Sink] = {}
         if settings.trace_file:
-            self._sinks[TRITON] = TraceFiles(Path(settings.trace_file), max_file_bytes)
+            self._sinks[TRITON] = TraceFiles(Path(settings.trace_file + file_suffix), max_file_bytes)
         if settings.otlp_endpoint:
             self._sinks[OPENTELEMETRY] = Spans(settings.otlp_endpoint, service_name)
         self._queue: queue.Queue[Trace | None] = queue.Queue(_QUEUE_SIZE)

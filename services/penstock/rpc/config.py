@@ -79,7 +79,8 @@ class ServerSettings(BaseSettings):
             le=256,
             description="Processes behind the port; the kernel gives each connection to one of them. More use more "
             "cores, and each takes its own memory and loads its own models. A client has to open several connections "
-            "to reach them all.",
+            "to reach them all, and to send all steps of one sequence over one: sequences, like the response cache, "
+            "are a worker's own.",
         ),
     ] = 1
     tls_cert: Annotated[
@@ -134,6 +135,7 @@ class ServerSettings(BaseSettings):
     ] = False
 
     _worker: int | None = PrivateAttr(default=None)
+    _folder: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _fitting_together(self) -> Self:
@@ -151,11 +153,20 @@ class ServerSettings(BaseSettings):
         home = self.home / self.section
         return home if self._worker is None else home / f"worker-{self._worker}"
 
-    def of_worker(self, number: int) -> Self:
-        """The settings of one of several workers, which has a home of its own."""
+    def of_worker(self, number: int, folder: Path) -> Self:
+        """The settings of one of several workers, which has a home of its own. In `folder` they reach each other."""
         copy = self.model_copy()
-        copy._worker = number  # noqa: SLF001  # our own
+        copy._worker, copy._folder = number, folder  # noqa: SLF001  # our own
         return copy
+
+    @property
+    def worker(self) -> int | None:
+        """Which of several workers this process is; None for the only one."""
+        return self._worker
+
+    def worker_address(self, number: int) -> str:
+        """Where one of several workers takes the calls of the others: a socket that only their owner reaches."""
+        return f"unix:{self._folder}/worker-{number}.sock"
 
     @property
     def bracketed_host(self) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from penstock.api.types.v1.error_reason_pb2 import ErrorReason
 
@@ -18,7 +17,8 @@ class Violation:
 class PenstockError(Exception):
     """An error that may be shown to the caller: it names the thing, what was expected, what came and what to do."""
 
-    reason: ClassVar["ErrorReason.ValueType"] = ErrorReason.ERROR_REASON_INTERNAL
+    # An instance has one of its own where another process raised the error.
+    reason: "ErrorReason.ValueType" = ErrorReason.ERROR_REASON_INTERNAL
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)

@@ -26,19 +26,15 @@ async def grpcio_server(
     settings: ServerSettings, methods: Mapping[str, Method], active: calls.Calls, *, share_port: bool
 ) -> AsyncIterator[tuple[int, Callable[[float], Awaitable[None]]]]:
     """A listening server: its port, and what stops it within so many seconds, for which it must be called."""
-    server = grpc.aio.server(
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        options=[
-            # Unless it is wanted, two servers share one port in silence and each gets half of the calls.
-            ("grpc.so_reuseport", int(share_port)),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_metadata_size", 16 * 1024),
-            # A level, unlike an algorithm, leaves answers plain for clients that do not take gzip.
-            ("grpc.default_compression_level", int(settings.response_compression == "gzip")),
-        ],
+    server = _server(
+        settings,
+        methods,
+        active,
+        # Unless it is wanted, two servers share one port in silence and each gets half of the calls.
+        ("grpc.so_reuseport", int(share_port)),
+        # A level, unlike an algorithm, leaves answers plain for clients that do not take gzip.
+        ("grpc.default_compression_level", int(settings.response_compression == "gzip")),
     )
-    _add(server, methods, active, settings.unary_timeout_s)
     address = f"{settings.bracketed_host}:{settings.port}"
     credentials = _credentials(settings)
     try:
@@ -47,6 +43,44 @@ async def grpcio_server(
         raise settings.cannot_listen() from error
     await server.start()
     yield port, server.stop
+
+
+@asynccontextmanager
+async def worker_server(settings: ServerSettings, number: int, methods: Mapping[str, Method]) -> AsyncIterator[None]:
+    """Takes the other workers' calls on this worker's socket, also while it drains: what they have begun, they finish.
+
+    Raises `StartupError` if the socket cannot be had.
+    """
+    server = _server(settings, methods, calls.Calls(settings.max_concurrent_calls))
+    address = settings.worker_address(number)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartupError(
+            f"Cannot listen on {address}, where the workers reach each other. If its path is longer than 107 bytes, "
+            f"set TMPDIR to a shorter folder; else look whether the folder can be written."
+        ) from error
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(None)
+
+
+def _server(
+    settings: ServerSettings, methods: Mapping[str, Method], active: calls.Calls, *options: tuple[str, object]
+) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_metadata_size", 16 * 1024),
+            *options,
+        ],
+    )
+    _add(server, methods, active, settings.unary_timeout_s)
+    return server
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:

@@ -56,6 +56,19 @@ def to_status(error: BaseException, request_id: str) -> tuple[grpc.StatusCode, s
     return code, status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in details])
 
 
+def from_status(text: str, serialized: bytes) -> PenstockError:
+    """The error that `to_status` made this of, in another process, to be raised in this one. `text` is what it says."""
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status_pb2.Status.FromString(serialized).details:
+        for known in (info, bad):
+            detail.Unpack(known)
+    violations = [Violation(one.field, one.description) for one in bad.field_violations]
+    error = InvalidFieldError(violations) if violations else PenstockError(text)
+    error.message, error.metadata = text, dict(info.metadata)
+    error.reason = ErrorReason.Value(f"ERROR_REASON_{info.reason}")
+    return error
+
+
 def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
     """As many violations as fit, and at least one."""
     bad = error_details_pb2.BadRequest()

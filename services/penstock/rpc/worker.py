@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -57,7 +58,7 @@ class Control:
         # Checked by the process that started us; what is of no consequence here it keeps to itself.
         settings = kind(**told["values"])
         if told["worker"] is not None:
-            settings = settings.of_worker(told["worker"])
+            settings = settings.of_worker(told["worker"], Path(told["folder"]))
         configure_logging(settings.log_format, settings.log_level, settings.section)
         return Assignment(settings, _imported(told["application"]), told["folder"])
 

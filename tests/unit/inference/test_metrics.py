@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 
 import pytest
+from prometheus_client import PROCESS_COLLECTOR
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.inference.inference import Run
@@ -71,7 +72,7 @@ def server(versions: list[VersionMetrics]) -> Iterator[MetricsServer]:
     loads = LoadMetrics()
     loads.record(20_000_000, succeeded=True)
     loads.record(2_000_000_000, succeeded=False)
-    running = serve_metrics("127.0.0.1", 0, MetricsCollector(lambda: versions, loads))
+    running = serve_metrics("127.0.0.1", 0, MetricsCollector(lambda: versions, loads), PROCESS_COLLECTOR)
     yield running
     running.close()
 
@@ -209,7 +210,7 @@ async def test_the_snapshot_is_taken_on_the_loop_that_owns_it(versions: list[Ver
 
 
 def test_a_loop_that_does_not_answer_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.inference.metrics._SNAPSHOT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("penstock.inference.metrics.SNAPSHOT_TIMEOUT_S", 0.05)
     loop = asyncio.new_event_loop()
     server = serve_metrics("127.0.0.1", 0, MetricsCollector(on_loop(loop, list), LoadMetrics()))
     try:

@@ -52,7 +52,10 @@ def test_a_service_whose_home_is_what_it_is_for_has_one_worker():
         sample(workers=2)
     settings = ManySettings.load({"home": "/h", "workers": 2})
     assert settings.service_home == Path("/h/many")
-    assert settings.of_worker(1).service_home == Path("/h/many/worker-1")
+    worker = settings.of_worker(1, Path("/run/x"))
+    assert worker.service_home == Path("/h/many/worker-1")
+    assert (settings.worker, worker.worker) == (None, 1)
+    assert worker.worker_address(0) == "unix:/run/x/worker-0.sock"
 
 
 @pytest.mark.parametrize(
