@@ -64,7 +64,8 @@ async def worker_server(settings: ServerSettings, number: int, methods: Mapping[
     try:
         yield
     finally:
-        await server.stop(None)
+        # Calls that are left come from workers that have not drained yet.
+        await server.stop(settings.drain_s)
 
 
 def _server(
