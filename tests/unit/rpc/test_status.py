@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from penstock.api.types.v1 import error_reason_pb2
 from penstock.api.types.v1.error_reason_pb2 import ErrorReason
 from penstock.rpc import errors
-from penstock.rpc.status import CODES, to_status
+from penstock.rpc.status import CODES, from_status, to_status
 
 # What a peer may refuse by default is more than 8 KiB of metadata.
 LIMIT = 8 * 1024
@@ -86,3 +86,18 @@ def test_any_violations_fit_and_the_first_is_told(found: list[tuple[str, str]]) 
 def test_any_text_fits(name: str, remedy: str) -> None:
     _, status = to_status(errors.NotFoundError("model", name, remedy), "r" * 64)
     assert len(status.SerializeToString()) * 4 / 3 + len(status.message.encode()) * 3 < LIMIT
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(cls("The text – ü.", key="value") for cls in (errors.WrongStateError, errors.NotReadyError)),
+        errors.NotFoundError("model", "digits", "Register it first."),
+        errors.InvalidFieldError([errors.Violation("a.b", "expected 1; got 2"), errors.Violation("c", "missing")]),
+        ValueError("what only the operator may read"),
+    ],
+)
+def test_an_error_of_another_process_is_told_as_it_was(error: Exception) -> None:
+    code, status = to_status(error, "r")
+    again = from_status(status.message, status.SerializeToString())
+    assert to_status(again, "r") == (code, status)
