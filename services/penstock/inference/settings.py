@@ -107,7 +107,7 @@ class InferenceSettings(ServerSettings):
         Field(
             ge=0,
             description="Memory for answers that are given again to equal requests, MiB, for models whose "
-            "configuration enables response_cache; 0: none.",
+            "configuration enables response_cache; 0: none. Each of several workers has its own.",
         ),
     ] = 0
     metrics_port: Annotated[

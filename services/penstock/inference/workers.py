@@ -6,6 +6,7 @@ counts is counted on all. Every other call, inference above all, is answered by 
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -64,7 +65,7 @@ _NOT_SERVED = frozenset(
 )
 
 
-class _Shared:
+class _Shared(ABC):
     """A servicer that is the worker's own but for the calls that concern all workers."""
 
     def __init__(self, own: InferenceServicer) -> None:
@@ -91,8 +92,9 @@ class _Shared:
         answer: Message = await getattr(self._own, name)(request, context)
         return answer
 
+    @abstractmethod
     async def _for_all(self, name: str, request: Message, context: "Context") -> Message:
-        raise NotImplementedError
+        """Answers a call that concerns all workers."""
 
 
 class Follower(_Shared):
