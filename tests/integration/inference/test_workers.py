@@ -181,8 +181,36 @@ async def test_loads_and_unloads_reach_every_worker_whichever_is_asked(server: S
         await unload(stubs[0], "made")
 
 
-async def test_a_large_upload_passes_through(server: Server) -> None:
-    weights = np.ones((graphs.FEATURES, 62 * 2**20 // 4 // graphs.FEATURES), np.float32)
+async def test_loads_at_once_end_the_same_everywhere(server: Server) -> None:
+    async with server.each() as stubs:
+        for _ in range(3):
+            loads = []
+            for number in range(12):
+                model = graphs.scale(number).files["model.onnx"]
+                loads.append(load(stubs[number % WORKERS], "raced", config="{}", **{"file:1/model.onnx": model}))
+            await asyncio.gather(*loads)
+            first, *others = [answer.tolist() for answer in await on_each(stubs, lambda stub: scaled(stub, "raced"))]
+            assert others == [first] * (WORKERS - 1)
+        await unload(stubs[0], "raced")
+
+
+async def test_an_unload_waits_until_a_load_is_done_everywhere(server: Server) -> None:
+    model = graphs.scale(3).files["model.onnx"]
+    async with server.each() as stubs:
+        for via in stubs:
+            call = asyncio.ensure_future(load(via, "raced", config="{}", **{"file:1/model.onnx": model}))
+            unloaded = False
+            while not unloaded:
+                with suppress(grpc.aio.AioRpcError):
+                    await unload(stubs[0], "raced")
+                    unloaded = True
+            await call
+            assert "raced" not in str(await on_each(stubs, index))
+
+
+def heavy(mib: int) -> bytes:
+    """A model with so much to load."""
+    weights = np.ones((graphs.FEATURES, mib * 2**20 // 4 // graphs.FEATURES), np.float32)
     bundle = graphs.bundle_of(
         [
             helper.make_node("MatMul", ["rows", "weights"], ["wide"]),
@@ -192,13 +220,37 @@ async def test_a_large_upload_passes_through(server: Server) -> None:
         [graphs.value("scaled", "FP32", ["batch", 1])],
         {"weights": weights, "axes": np.array([1], np.int64)},
     )
+    return bundle.files["model.onnx"]
+
+
+async def test_a_large_upload_passes_through(server: Server) -> None:
+    model = heavy(62)
     async with server.each() as stubs:
         for via in stubs:
-            await load(via, "large", config="{}", **{"file:1/model.onnx": bundle.files["model.onnx"]})
+            await load(via, "large", config="{}", **{"file:1/model.onnx": model})
             request = infer_request("large", {"rows": ROWS})
             for stub in stubs:
                 assert (await stub.ModelInfer(request, timeout=WAIT_S)).model_version == "1"
             await unload(via, "large")
+
+
+async def eventually_ready(stubs: list[GRPCInferenceServiceStub], model: str) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not all((model, "1", "READY") in entries for entries in await on_each(stubs, index)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_load_that_has_begun_outlives_its_caller(server: Server) -> None:
+    model = heavy(20)
+    async with server.each() as stubs:
+        for via in stubs:
+            call = asyncio.ensure_future(load(via, "left", config="{}", **{"file:1/model.onnx": model}))
+            async with asyncio.timeout(WAIT_S):
+                while not any(("left", "1", "LOADING") in entries for entries in await on_each(stubs, index)):
+                    assert not call.done()
+            call.cancel()
+            await eventually_ready(stubs, "left")
+            await unload(via, "left")
 
 
 async def test_what_worker_0_refuses_changes_nothing_and_says_the_same_everywhere(server: Server) -> None:
@@ -424,9 +476,7 @@ async def test_a_silent_worker_makes_no_wrong_numbers_and_its_change_is_made_whe
             model = graphs.scale(7).files["model.onnx"]
             late = await refused(load(speaking[0], "late", 2, config="{}", **{"file:1/model.onnx": model}))
             assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        async with asyncio.timeout(WAIT_S):
-            while not all(("late", "1", "READY") in entries for entries in await on_each(stubs, index)):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await eventually_ready(stubs, "late")
         assert await asyncio.to_thread(server.metrics)
         await unload(stubs[0], "late")
 
