@@ -41,7 +41,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Infe
     """A server with an empty folder. Rows of ones, which a warm-up would send, many of these models refuse."""
     folder = tmp_path_factory.mktemp("models")
     async with folder_server(
-        folder, tmp_path_factory.mktemp("home"), mode="explicit", warm_up=False, intra_op_threads=1
+        folder, tmp_path_factory.mktemp("home"), "grpcio", mode="explicit", warm_up=False, intra_op_threads=1
     ) as inference:
         yield inference
 

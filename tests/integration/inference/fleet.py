@@ -1,10 +1,12 @@
-"""A registry as the inference service sees it, and an inference server that follows it."""
+"""A registry as the inference service sees it, and inference servers on either transport."""
 
 import asyncio
 import hashlib
+import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,9 @@ from penstock.storage.blobs import BlobStore
 WAIT_S = 20.0
 
 Targets = dict[Version, int]
+Settings = Mapping[str, object]
+
+_DEFAULTS: Settings = {"port": 0, "metrics_port": -1, "reflection": False}
 
 
 class Registry(deployments_rpc.DeploymentServiceServicer):
@@ -113,6 +118,7 @@ class Inference:
 
     address: str
     channel: grpc.aio.Channel
+    home: Path
 
     @property
     def oip(self) -> GRPCInferenceServiceStub:
@@ -143,64 +149,92 @@ class Inference:
 
 
 @asynccontextmanager
-async def inference_server(home: Path, registry_port: int, **settings: object) -> AsyncIterator[Inference]:
+async def inference_server(
+    home: Path, registry_port: int, transport: str, **settings: object
+) -> AsyncIterator[Inference]:
     """An inference server on a free port that follows the registry on a port."""
-    async with _served(home, registry=f"127.0.0.1:{registry_port}", **settings) as inference:
+    async with _served(home, transport, registry=f"127.0.0.1:{registry_port}", **settings) as inference:
         yield inference
 
 
 @asynccontextmanager
-async def folder_server(folder: Path, home: Path, **settings: object) -> AsyncIterator[Inference]:
+async def folder_server(folder: Path, home: Path, transport: str, **settings: object) -> AsyncIterator[Inference]:
     """An inference server on a free port that serves a folder of models."""
-    async with _served(home, repository=folder, **settings) as inference:
+    async with _served(home, transport, repository=folder, **settings) as inference:
         yield inference
 
 
 @asynccontextmanager
-async def _served(home: Path, **settings: object) -> AsyncIterator[Inference]:
-    values = {"port": 0, "home": home, "metrics_port": -1, "reflection": False, **settings}
-    configured = InferenceSettings.load(values)
-    async with (
-        application(configured) as app,
-        listening(configured, app) as address,
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        yield Inference(address, channel)
-
-
-SERVE = """
-import asyncio, sys
-from penstock.inference.app import application
-from penstock.inference.settings import InferenceSettings
-from penstock.rpc.server import serve
-home, registry, ready_file = sys.argv[1:]
-settings = InferenceSettings.load(
-    {"port": 0, "home": home, "registry": registry, "ready_file": ready_file, "metrics_port": 0, "transport": "grpcio"}
-)
-asyncio.run(serve(settings, application(settings)))
-"""
+async def doomed_server(home: Path, registry_port: int, transport: str) -> AsyncIterator[Inference]:
+    """An inference server in a process of its own, which is killed when the block ends."""
+    async with _started({**_DEFAULTS, "home": home, "registry": f"127.0.0.1:{registry_port}"}, transport) as server:
+        process, address = server
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Inference(address, channel, home)
+        # The supervisor last: its workers would end in order, and slowly, when it is gone.
+        for pid in _children(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
 
 
 @asynccontextmanager
-async def server_process(home: Path, registry_port: int) -> AsyncIterator[Inference]:
-    """An inference server in a process of its own, which is killed when the block ends."""
-    ready_file = home.with_name("ready")
+async def _served(home: Path, transport: str, **settings: object) -> AsyncIterator[Inference]:
+    values = {**_DEFAULTS, "home": home, **settings}
+    listens = _by_command if transport == "envoy" else _in_this_process
+    async with listens(values) as address, grpc.aio.insecure_channel(address) as channel:
+        yield Inference(address, channel, home)
+
+
+@asynccontextmanager
+async def _in_this_process(settings: Settings) -> AsyncIterator[str]:
+    """Grpcio's server, for it can run beside its test, which then starts at once."""
+    configured = InferenceSettings.load(settings)
+    async with application(configured) as app, listening(configured, app) as address:
+        yield address
+
+
+@asynccontextmanager
+async def _by_command(settings: Settings) -> AsyncIterator[str]:
+    """Envoy's server, for it is a process, and has to end in order."""
+    async with _started(settings, "envoy") as (process, address):
+        yield address
+        process.terminate()
+        async with asyncio.timeout(WAIT_S):
+            assert await process.wait() == 0, "the server did not end in order"
+
+
+@asynccontextmanager
+async def _started(settings: Settings, transport: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """The command as an operator gives it, and its address; whoever has it ends it."""
+    ready_file = Path(f"{settings['home']}.ready")
     ready_file.unlink(missing_ok=True)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE, str(home), f"127.0.0.1:{registry_port}", str(ready_file)
-    )
+    told = {**settings, "transport": transport, "ready_file": ready_file}
+    command = ("-m", "penstock.cli", "serve", "inference", *map(_option, told, told.values()))
+    process = await asyncio.create_subprocess_exec(sys.executable, *command)
 
     async def ready() -> bool:
+        assert process.returncode is None, "the server ended before it was ready"
         return ready_file.exists()
 
     try:
         await eventually(ready)
-        address = ready_file.read_text()
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield Inference(address, channel)
+        yield process, ready_file.read_text(encoding="utf-8")
     finally:
-        process.kill()
-        await process.wait()
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _option(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={value}"
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 DATATYPE_NAMES = {

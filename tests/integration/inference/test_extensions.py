@@ -77,7 +77,7 @@ def accumulator() -> graphs.Bundle:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inference]:
+async def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> AsyncIterator[Inference]:
     folder = tmp_path_factory.mktemp("models")
     put_model(folder, "scale", graphs.scale(2))
     put_model(folder, "named", graphs.scale(2), labels={"scaled": ["a", "b", "c", "d"]})
@@ -94,7 +94,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Infe
     """
     put_model(folder, "countdown", countdown, config=config)
     async with folder_server(
-        folder, tmp_path_factory.mktemp("home"), allow_client_shm=True, cache_mib=4, max_batch_size=8
+        folder, tmp_path_factory.mktemp("home"), transport, allow_client_shm=True, cache_mib=4, max_batch_size=8
     ) as inference:
         await inference.settled(0)
         yield inference
@@ -102,7 +102,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Infe
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(server: Inference) -> AsyncIterator[triton.InferenceServerClient]:
-    """The synchronous client; its calls go to threads, for the server runs on this loop."""
+    """The synchronous client; its calls go to threads, for the server may run on this loop."""
     connected = triton.InferenceServerClient(server.address)
     yield connected
     await asyncio.to_thread(connected.close)
@@ -324,10 +324,10 @@ async def test_models_are_not_loaded_by_request_unless_the_server_says_so(client
             await asyncio.to_thread(call, "scale")
 
 
-async def test_models_come_and_go_by_request(tmp_path: Path) -> None:
+async def test_models_come_and_go_by_request(tmp_path: Path, transport: str) -> None:
     folder = tmp_path / "models"
     put_model(folder, "scale", graphs.scale(2))
-    async with folder_server(folder, tmp_path / "home", mode="explicit") as server:
+    async with folder_server(folder, tmp_path / "home", transport, mode="explicit") as server:
         oip = server.oip
         assert not (await oip.ModelReady(pb.ModelReadyRequest(name="scale"))).ready
         await oip.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="scale"))

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.integration.inference import graphs
-from tests.integration.inference.fleet import Inference, Registry, eventually, inference_server, server_process
+from tests.integration.inference.fleet import Inference, Registry, doomed_server, eventually, inference_server
 
 from penstock.api.inference.v1 import serving_service_pb2 as serving
 from penstock.oip import inference_pb2 as pb
@@ -38,11 +38,11 @@ async def eventually_exists(path: Path) -> None:
     await eventually(exists)
 
 
-async def test_weights_split_the_traffic_and_a_number_names_a_version(tmp_path: Path) -> None:
+async def test_weights_split_the_traffic_and_a_number_names_a_version(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     first, second = [await registry.add("scale", number, graphs.scale(number)) for number in (1, 2)]
     await registry.deploy(scale=[(first, 30), (second, 70)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         answers = await asyncio.gather(*(inference.infer("scale", ROWS) for _ in range(400)))
         assert all(factor(answer) == float(answer.model_version) for answer in answers)
@@ -57,11 +57,11 @@ async def test_weights_split_the_traffic_and_a_number_names_a_version(tmp_path: 
         assert list(metadata.versions) == ["1", "2"]
 
 
-async def test_a_switch_under_load_loses_no_request(tmp_path: Path) -> None:
+async def test_a_switch_under_load_loses_no_request(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     versions = [await registry.add("scale", number, graphs.scale(number)) for number in (1, 2, 3)]
     await registry.deploy(scale=[(versions[0], 100)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         seen: list[str] = []
         stop = asyncio.Event()
@@ -91,13 +91,13 @@ async def test_a_switch_under_load_loses_no_request(tmp_path: Path) -> None:
         assert kept == {blob.digest.removeprefix("sha256:") for blob in versions[2].files.values()}
 
 
-async def test_a_version_that_fails_leaves_the_old_one_serving(tmp_path: Path) -> None:
+async def test_a_version_that_fails_leaves_the_old_one_serving(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     good = await registry.add("scale", 1, graphs.scale(1))
     broken = await registry.add("scale", 2, graphs.Bundle({"model.onnx": b"\x0a\x03abc"}, graphs.scale(1).signature))
     other = await registry.add("other", 1, graphs.scale(5))
     await registry.deploy(scale=[(good, 100)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled(1)
         await registry.deploy(scale=[(broken, 100)], other=[(other, 100)])
         await inference.settled(2)
@@ -140,11 +140,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-async def test_a_wrong_bundle_is_never_served(tmp_path: Path, case: str) -> None:
+async def test_a_wrong_bundle_is_never_served(tmp_path: Path, transport: str, case: str) -> None:
     bundle, message = WRONG[case]
     registry = Registry(tmp_path / "registry")
     await registry.deploy(scale=[(await registry.add("scale", 1, bundle), 100)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         (served,) = await inference.served()
         assert served.state == FAILED
@@ -160,48 +160,48 @@ async def test_a_wrong_bundle_is_never_served(tmp_path: Path, case: str) -> None
     ],
 )
 async def test_a_version_that_cannot_run_is_found_out_by_the_warm_up(
-    tmp_path: Path, bundle: graphs.Bundle, message: str
+    tmp_path: Path, transport: str, bundle: graphs.Bundle, message: str
 ) -> None:
     registry = Registry(tmp_path / "registry")
     await registry.deploy(odd=[(await registry.add("odd", 1, bundle), 100)])
     async with registry.running() as port:
-        async with inference_server(tmp_path / "home", port) as inference:
+        async with inference_server(tmp_path / "home", port, transport) as inference:
             await inference.settled()
             (served,) = await inference.served()
             assert served.state == FAILED
             assert message in served.message
-        async with inference_server(tmp_path / "home", port, warm_up=False) as inference:
+        async with inference_server(tmp_path / "home", port, transport, warm_up=False) as inference:
             await inference.settled()
             assert await inference.state_of("odd", 1) == READY
 
 
-async def test_external_data_is_read_from_the_bundle(tmp_path: Path) -> None:
+async def test_external_data_is_read_from_the_bundle(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     bundle = graphs.with_external_weight("weights.bin", np.full(4, 6, np.float32))
     await registry.deploy(scale=[(await registry.add("scale", 1, bundle), 100)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         assert factor(await inference.infer("scale", ROWS)) == 6
     assert not list((tmp_path / "home" / "inference" / "workspace").iterdir())
 
 
-async def test_a_corrupted_file_in_the_cache_is_fetched_again(tmp_path: Path) -> None:
+async def test_a_corrupted_file_in_the_cache_is_fetched_again(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     version = await registry.add("scale", 1, graphs.scale(2))
     await registry.deploy(scale=[(version, 100)])
     async with registry.running() as port:
-        async with inference_server(tmp_path / "home", port) as inference:
+        async with inference_server(tmp_path / "home", port, transport) as inference:
             await inference.settled()
         (cached,) = (tmp_path / "home" / "inference" / "cache").iterdir()
         whole = cached.read_bytes()
         cached.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        async with inference_server(tmp_path / "home", port) as inference:
+        async with inference_server(tmp_path / "home", port, transport) as inference:
             await inference.settled()
             assert factor(await inference.infer("scale", ROWS)) == 2
         assert cached.read_bytes() == whole
 
 
-async def test_a_corrupted_blob_of_the_registry_is_never_served(tmp_path: Path) -> None:
+async def test_a_corrupted_blob_of_the_registry_is_never_served(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     version = await registry.add("scale", 1, graphs.scale(2))
     blob = version.files["model.onnx"]
@@ -209,7 +209,7 @@ async def test_a_corrupted_blob_of_the_registry_is_never_served(tmp_path: Path) 
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     await registry.deploy(scale=[(version, 100)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         (served,) = await inference.served()
         assert served.state == FAILED
@@ -224,12 +224,12 @@ async def test_a_corrupted_blob_of_the_registry_is_never_served(tmp_path: Path) 
         assert factor(await inference.infer("scale", ROWS)) == 2
 
 
-async def test_the_server_outlives_the_registry_and_follows_it_again(tmp_path: Path) -> None:
+async def test_the_server_outlives_the_registry_and_follows_it_again(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     await registry.deploy(scale=[(await registry.add("scale", 1, graphs.scale(1)), 100)])
     async with AsyncExitStack() as stack:
         async with registry.running() as port:
-            inference = await stack.enter_async_context(inference_server(tmp_path / "home", port))
+            inference = await stack.enter_async_context(inference_server(tmp_path / "home", port, transport))
             await inference.settled()
         assert factor(await inference.infer("scale", ROWS)) == 1
         await registry.deploy(scale=[(await registry.add("scale", 2, graphs.scale(2)), 100)])
@@ -238,35 +238,35 @@ async def test_the_server_outlives_the_registry_and_follows_it_again(tmp_path: P
             assert factor(await inference.infer("scale", ROWS)) == 2
 
 
-async def test_a_restart_without_the_registry_serves_what_was_served(tmp_path: Path) -> None:
+async def test_a_restart_without_the_registry_serves_what_was_served(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     await registry.deploy(scale=[(await registry.add("scale", 7, graphs.scale(3)), 100)])
     desired = tmp_path / "home" / "inference" / "desired.binpb"
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         await eventually_exists(desired)
-    async with inference_server(tmp_path / "home", port) as inference:
+    async with inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         answer = await inference.infer("scale", ROWS)
         assert (factor(answer), answer.model_version) == (3, "7")
 
 
-async def test_a_killed_server_serves_again_without_the_registry(tmp_path: Path) -> None:
+async def test_a_killed_server_serves_again_without_the_registry(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     await registry.deploy(scale=[(await registry.add("scale", 1, graphs.scale(3)), 100)])
-    async with registry.running() as port, server_process(tmp_path / "home", port) as inference:
+    async with registry.running() as port, doomed_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         await eventually_exists(tmp_path / "home" / "inference" / "desired.binpb")
-    async with server_process(tmp_path / "home", port) as inference:
+    async with doomed_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         assert factor(await inference.infer("scale", ROWS)) == 3
 
 
-async def test_without_registry_and_history_the_server_lives_and_is_not_ready(tmp_path: Path) -> None:
+async def test_without_registry_and_history_the_server_lives_and_is_not_ready(tmp_path: Path, transport: str) -> None:
     desired = tmp_path / "home" / "inference" / "desired.binpb"
     desired.parent.mkdir(parents=True)
     desired.write_bytes(b"\xff not a message")
-    async with inference_server(tmp_path / "home", 1) as inference:
+    async with inference_server(tmp_path / "home", 1, transport) as inference:
         assert (await inference.oip.ServerLive(pb.ServerLiveRequest())).live
         assert not (await inference.oip.ServerReady(pb.ServerReadyRequest())).ready
         assert "unknown model" in await fails_with(inference, "scale", grpc.StatusCode.NOT_FOUND)

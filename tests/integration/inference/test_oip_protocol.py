@@ -21,7 +21,7 @@ NUMERIC = [name for name in graphs.DATATYPES if name not in ("BYTES", "BF16")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inference]:
+async def server(tmp_path_factory: pytest.TempPathFactory, transport: str) -> AsyncIterator[Inference]:
     """One server with every model of this module; its models never change."""
     registry = Registry(tmp_path_factory.mktemp("registry"))
     bundles = {
@@ -40,7 +40,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Infe
     home = tmp_path_factory.mktemp("home")
     async with (
         registry.running() as port,
-        inference_server(home, port, max_batch_size=MAX_BATCH, server_name="triton") as inference,
+        inference_server(home, port, transport, max_batch_size=MAX_BATCH, server_name="triton") as inference,
     ):
         await inference.settled()
         yield inference

@@ -1,4 +1,7 @@
-"""Requests that wait, through the wire: deadlines, callers that leave, a full queue, a server that stops."""
+"""Requests that wait, through the wire: deadlines, callers that leave, a full queue, a server that stops.
+
+On grpcio alone: the tests hold the engine in their hands, so it runs in their process.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
