@@ -1,9 +1,10 @@
 """h2load as the client: windows of load on a server, checked for answers that are no answers."""
 
+import math
 import re
-import statistics
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,14 @@ from tests.benchmarks.inference.wire import PATH, Request
 
 @dataclass(frozen=True)
 class Window:
-    """One window of load. The median latency is in seconds."""
+    """One window of load. The latencies, in seconds, are there where they were asked for."""
 
     per_second: float
-    median_s: float
+    latencies_s: Sequence[float] = ()
+
+    def quantile_s(self, share: float) -> float:
+        """The latency that this share of the requests did not exceed: 0.5 is the median, 1 the longest."""
+        return sorted(self.latencies_s)[math.ceil(share * len(self.latencies_s)) - 1]
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Target:
         """Keeps `concurrency` requests in flight, over 8 connections at most, for a while.
 
         `steady` counts from the end of one batch to the end of the last one: where batches take a good part of the
-        window, whether the last one still fits would be chance. `single` measures the median latency.
+        window, whether the last one still fits would be chance. `single` measures the latencies.
         """
         connections = min(concurrency, 8)
         streams = concurrency // connections
@@ -44,7 +49,7 @@ class Target:
             done = self._check(said, concurrency)
             requests = _requests(log) if logging else []
         per_second = _steady_rate(requests, concurrency) if steady else done / seconds
-        return Window(per_second, statistics.median(taken for _, taken in requests) if requests else float("nan"))
+        return Window(per_second, [taken for _, taken in requests])
 
     def _run(self, *options: str) -> str:
         client = h2load()

@@ -22,6 +22,8 @@ IR_VERSION, OPSET, ML_OPSET = 10, 20, 3
 
 TOKENS, VOCABULARY = 128, 30522
 TEXT_LENGTH, TEXT_VOCABULARY = 100, 20000
+# 500 MB of FP32.
+WEIGHTY_WIDTH, WEIGHTY_LAYERS = 5000, 5
 # 16 MB of FP32 a row.
 ECHO_WIDTH = 4 << 20
 
@@ -216,8 +218,18 @@ def echo(path: Path) -> dict[str, np.ndarray]:
     return {"x": graph.random.random((1, ECHO_WIDTH), dtype=np.float32)}
 
 
+def weighty(path: Path) -> dict[str, np.ndarray]:
+    """Five matrices of 100 MB: what takes time is to load it."""
+    graph = Graph()
+    x = "x"
+    for layer in range(WEIGHTY_LAYERS):
+        x = graph.dense(x, WEIGHTY_WIDTH, WEIGHTY_WIDTH, output="y" if layer == WEIGHTY_LAYERS - 1 else "")
+    graph.save(path, [tensor("x", FP32, WEIGHTY_WIDTH)], [tensor("y", FP32, WEIGHTY_WIDTH)])
+    return {"x": graph.random.random((1, WEIGHTY_WIDTH), dtype=np.float32)}
+
+
 BUILDERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    build.__name__: build for build in (mlp, lstm, forest, resnet50, bert, echo)
+    build.__name__: build for build in (mlp, lstm, forest, resnet50, bert, echo, weighty)
 }
 
 

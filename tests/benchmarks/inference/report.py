@@ -91,6 +91,8 @@ class Results:
     growth: list[Curve] = field(default_factory=list)
     # Sections that could not be measured, and why.
     failures: dict[str, str] = field(default_factory=dict)
+    # What a reader of the figures has to know.
+    notes: list[str] = field(default_factory=list)
 
 
 def number(value: float | None) -> str:
@@ -130,6 +132,8 @@ def show(results: Results, console: Console) -> None:
         "ratio of the medians.",
         style="dim",
     )
+    for note in results.notes:
+        console.print(note, style="dim", markup=False)
     unsteady = [row for row in results.rows if row.spread > STEADY]
     if unsteady:
         worst = max(row.spread for row in unsteady)
@@ -203,6 +207,7 @@ def draw(results: Results, path: Path) -> None:
     right.set_xlim(min([*margins, 0.5]) / 1.2, max([*margins, 2]) * 1.2)
     right.axvline(1, color="black", linewidth=1)
     right.invert_yaxis()
+    figure.supxlabel("\n".join(results.notes), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

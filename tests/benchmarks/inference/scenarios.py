@@ -1,13 +1,17 @@
 """What is measured: each section starts its servers, takes its windows in turn, and adds its rows."""
 
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 from tests.benchmarks.inference import servers
 from tests.benchmarks.inference.bare import Bare, bare
-from tests.benchmarks.inference.load import Target
+from tests.benchmarks.inference.load import Target, Window
+from tests.benchmarks.inference.loads import load_once, loads, side_by_side
 from tests.benchmarks.inference.models import ECHO_WIDTH, model
 from tests.benchmarks.inference.report import Aim, Curve, Results, Row
 from tests.benchmarks.inference.tools import BenchError, step
@@ -19,6 +23,7 @@ CONCURRENCY = 128  # 8 connections × 16 streams
 RATE, LATENCY = "requests/s", "median ms"
 MIB = 1 << 20
 
+Measured = TypeVar("Measured")
 Measure = Callable[[], float]
 Taken = Mapping[str, Sequence[float]]
 
@@ -32,9 +37,9 @@ class Pace:
     large_s: float = 6.0
 
 
-def in_turn(measures: Mapping[str, Measure], rounds: int, what: str) -> dict[str, list[float]]:
+def in_turn(measures: Mapping[str, Callable[[], Measured]], rounds: int, what: str) -> dict[str, list[Measured]]:
     """Windows of all, one after the other and every second round backwards: a steady drift then cancels out."""
-    taken: dict[str, list[float]] = {name: [] for name in measures}
+    taken: dict[str, list[Measured]] = {name: [] for name in measures}
     for number in range(rounds):
         for name in list(measures)[:: -1 if number % 2 else 1]:
             step(f"{what}: {name}, round {number + 1} of {rounds}")
@@ -82,7 +87,7 @@ def small_servers(stack: ExitStack, name: str, kinds: Sequence[str]) -> dict[str
     return {kind: target(stack.enter_context(starts[kind]()), asked) for kind in kinds}
 
 
-def loads(targets: Mapping[str, Target], concurrency: int, seconds: float, rounds: int, what: str) -> Taken:
+def rates(targets: Mapping[str, Target], concurrency: int, seconds: float, rounds: int, what: str) -> Taken:
     """Requests a second of each, in turn, after a window each that does not count."""
     warm_up(targets, concurrency, seconds / 2, what)
     measures = {
@@ -100,7 +105,8 @@ def warm_up(targets: Mapping[str, Target], concurrency: int, seconds: float, wha
 def latencies(targets: Mapping[str, Target], seconds: float) -> dict[str, Measure]:
     """Measures of the median milliseconds with one request at a time."""
     return {
-        name: lambda aimed=aimed: 1000 * aimed.load(1, seconds, single=True).median_s for name, aimed in targets.items()
+        name: lambda aimed=aimed: 1000 * aimed.load(1, seconds, single=True).quantile_s(0.5)
+        for name, aimed in targets.items()
     }
 
 
@@ -109,7 +115,7 @@ def mlp(results: Results, pace: Pace) -> None:
     section = "MLP 784-128-128-10"
     with ExitStack() as stack:
         targets = small_servers(stack, "mlp", (ENVOY, GRPCIO, UNBATCHED, MLSERVER))
-        taken = loads(targets, CONCURRENCY, pace.small_s, pace.rounds, "MLP, 8 × 16")
+        taken = rates(targets, CONCURRENCY, pace.small_s, pace.rounds, "MLP, 8 × 16")
         what = f"{ENVOY}, 8 connections × 16 streams"
         for reference, bound in ((UNBATCHED, 5), (MLSERVER, 15)):
             results.rows.append(compare(section, what, RATE, taken, ENVOY, reference, Aim("ratio", bound, True)))
@@ -265,6 +271,66 @@ def process(results: Results, pace: Pace) -> None:
             results.rows.append(Row(section, f"{transport}, {what}", unit, median, aim=aim, windows={unit: values}))
 
 
+def loading(results: Results, pace: Pace) -> None:
+    """A small model's latencies while nothing else happens, and while a large one is loaded and unloaded."""
+    section, served, large = "MLP, one stream, while 500 MB are loaded", model("mlp"), model("weighty")
+    asked, quiet, busy = request(served), "nothing is loaded", "loading"
+    for transport in (ENVOY, GRPCIO):
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-")))
+            both = replace(served, repository=side_by_side(folder, served, large))
+            flags = ("--transport", transport, "--mode", "explicit", "--load-model", served.name)
+            aimed = target(stack.enter_context(servers.penstock(transport, both, *flags)), asked)
+            warm_up({transport: aimed}, 1, pace.small_s / 2, section)
+            alone = [load_once(aimed.address, large.name) for _ in range(pace.rounds + 1)][1:]
+            beside: list[float] = []
+
+            def window(aimed: Target = aimed) -> Window:
+                return aimed.load(1, pace.large_s, single=True)
+
+            def window_beside(aimed: Target = aimed, beside: list[float] = beside) -> Window:
+                with loads(aimed.address, large.name) as taken:
+                    measured = window(aimed)
+                # A load that goes on past the window has the machine to itself in the end.
+                beside.extend(taken[:-1])
+                return measured
+
+            taken = in_turn({quiet: window, busy: window_beside}, pace.rounds, f"{section}: {transport}")
+            results.rows.extend(stalls(section, transport, taken, busy, quiet))
+            windows = {"beside requests": beside, "with nothing else": alone}
+            results.rows.append(
+                Row(
+                    section,
+                    f"{transport}, one load",
+                    "s",
+                    statistics.median(beside),
+                    "with nothing else",
+                    statistics.median(alone),
+                    ratio=statistics.median(beside) / statistics.median(alone),
+                    windows=windows,
+                )
+            )
+    results.notes.append(
+        f"{section}: server, client and the thread that loads share the cores, so a request also waits for its turn "
+        "on a core; an idle core would hide that."
+    )
+
+
+def stalls(
+    section: str, transport: str, taken: Mapping[str, Sequence[Window]], measured: str, reference: str
+) -> list[Row]:
+    """Median, 99th percentile and longest latency, milliseconds."""
+    rows = []
+    for what, share, aim in (
+        ("median", 0.5, None),
+        ("p99", 0.99, Aim("ratio", 3, False)),
+        ("longest", 1, Aim("excess", 50, False)),
+    ):
+        latencies = {name: [1000 * window.quantile_s(share) for window in windows] for name, windows in taken.items()}
+        rows.append(compare(section, f"{transport}, {what}", "ms", latencies, measured, reference, aim))
+    return rows
+
+
 SECTIONS: dict[str, Callable[[Results, Pace], None]] = {
-    section.__name__: section for section in (process, mlp, lstm, forest, resnet50, bert, tensors)
+    section.__name__: section for section in (process, mlp, lstm, forest, resnet50, bert, tensors, loading)
 }
