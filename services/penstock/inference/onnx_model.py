@@ -12,7 +12,7 @@ from penstock.inference.opening import ModelFiles
 from penstock.inference.sequence_config import hidden_inputs, hidden_outputs, visible
 from penstock.inference.signature import Signature
 from penstock.inference.threads import threads_per_instance
-from penstock.inference.warm_up import BatchAxisError, declared_rows, loop_rows, warm_up
+from penstock.inference.warm_up import BatchAxisError, Row, declared_rows, loop_rows, warm_up
 from penstock.oip.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from penstock.rpc.errors import PenstockError
 
@@ -63,11 +63,11 @@ class _Opening:
         first = OnnxEngine(path, plan)
         engines = [first]
         try:
-            signature = self._signature(first)
+            signature, proof = self._signature(first)
             shown = visible(signature, config) if config.HasField("sequence_batching") else signature
             complete = completed(config, self._files.model, shown, self._options.max_batch_size, first.providers)
             first.serve(signature)
-            rows = self._warmed_up(first, complete, signature)
+            rows = self._warmed_up(first, complete, signature, proof)
             if instances > 1:
                 # Instances run side by side, which the one loop cannot.
                 rows = 0
@@ -86,29 +86,35 @@ class _Opening:
             raise
         return OnnxModel(engines, signature, complete, rows)
 
-    def _signature(self, engine: OnnxEngine) -> Signature:
-        """The registry's signature, or the graph's own; a batch axis that was only guessed has to prove itself."""
+    def _signature(self, engine: OnnxEngine) -> tuple[Signature, Row | None]:
+        """The registry's signature, or the graph's own; a batch axis that was only guessed has to prove itself.
+
+        Beside it the row that proved it, with which the engine is warm.
+        """
         files = self._files
         if files.signature is not None:
             check_graph(files.signature, engine.inputs, engine.outputs)
-            return files.signature
+            return files.signature, None
         signature = signature_of(files.config, engine.inputs, engine.outputs, self._hidden)
         if signature.batched and not files.config.max_batch_size and self._options.warm_up:
+            engine.serve(signature)
             try:
-                warm_up(engine, signature)
+                return signature, warm_up(engine, signature)
             except BatchAxisError as error:
                 _log.info("the first axis is no batch", model=files.model, version=files.number, reason=error.message)
-                return signature_of(_unbatched(files.config, engine), engine.inputs, engine.outputs, self._hidden)
-        return signature
+                signature = signature_of(_unbatched(files.config, engine), engine.inputs, engine.outputs, self._hidden)
+        return signature, None
 
-    def _warmed_up(self, engine: OnnxEngine, config: ModelConfig, signature: Signature) -> int:
-        """How many rows may run on the event loop, as the warm-up's runs show."""
+    def _warmed_up(
+        self, engine: OnnxEngine, config: ModelConfig, signature: Signature, proof: Row | None = None
+    ) -> int:
+        """How many rows may run on the event loop, as the warm-up's runs show. `proof`: a row that it is warm with."""
         declared = list(declared_rows(config, signature, self._files.folder))
         for inputs in declared:
             engine.run(inputs, list(signature.outputs))
         if not self._options.warm_up:
             return 0
-        row = declared[-1] if declared and not signature.batched else warm_up(engine, signature)
+        row = declared[-1] if declared and not signature.batched else proof or warm_up(engine, signature)
         rows = loop_rows(engine, signature, row, config.max_batch_size, self._options.inline_threshold_us)
         _log.debug("warmed up", model=self._files.model, version=self._files.number, loop_rows=rows)
         return rows

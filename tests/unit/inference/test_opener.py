@@ -12,6 +12,7 @@ from tests.integration.inference import graphs
 
 from penstock.inference.ensemble_graph import Member
 from penstock.inference.inference import Inference, Loaded
+from penstock.inference.onnx_engine import OnnxEngine
 from penstock.inference.onnx_model import OnnxOptions
 from penstock.inference.opener import ModelOpener
 from penstock.inference.opening import ModelFiles
@@ -72,6 +73,19 @@ async def test_a_configuration_is_completed_from_the_graph(tmp_path: Path) -> No
     scaled, total = await answers(loaded, rows=np.ones((3, 4), np.float32))
     assert scaled.tolist() == [[2] * 4] * 3
     assert total.tolist() == [[8]] * 3
+    await loaded.scheduler.close()
+
+
+async def test_a_batch_axis_proves_itself_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows, run = [], OnnxEngine.run
+
+    def noted(engine: OnnxEngine, inputs: dict[str, Array], outputs: list[str]) -> list[Array]:
+        rows.append(len(inputs["rows"]))
+        return run(engine, inputs, outputs)
+
+    monkeypatch.setattr(OnnxEngine, "run", noted)
+    loaded = await opened(tmp_path, graphs.scale(2), inline_threshold_us=0)
+    assert (loaded.signature.batched, rows) == (True, [2, 1])
     await loaded.scheduler.close()
 
 
