@@ -327,7 +327,8 @@ def stalls(
         ("longest", 1, Aim("excess", 50, False)),
     ):
         latencies = {name: [1000 * window.quantile_s(share) for window in windows] for name, windows in taken.items()}
-        rows.append(compare(section, f"{transport}, {what}", "ms", latencies, measured, reference, aim))
+        row = compare(section, f"{transport}, {what}", "ms", latencies, measured, reference, aim)
+        rows.append(replace(row, steady=aim is None))
     return rows
 
 
