@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from penstock.inference.folder import is_name
 from penstock.rpc.errors import WrongStateError
 
 # message -> field number -> the message in it, for every path from ModelProto to a tensor (onnx.proto, IR version 13).
@@ -40,7 +41,14 @@ def external_locations(model: Path) -> set[str]:
         try:
             return set(_locations(data))
         except (IndexError, UnicodeDecodeError, ValueError) as error:
-            raise WrongStateError(f"model.onnx is not an ONNX file: {error}.") from error
+            raise WrongStateError(f"The model is not an ONNX file: {error}.") from error
+
+
+def check_external_data(model: Path) -> None:
+    """Raises `WrongStateError` for external data that does not lie beside the model. Blocks."""
+    for location in sorted(external_locations(model)):
+        if not is_name(location) or not (model.parent / location).is_file():
+            raise WrongStateError(f"{model.name} has external data in {location[:80]!r}, which is no file beside it.")
 
 
 def _locations(data: mmap.mmap) -> Iterator[str]:

@@ -9,11 +9,10 @@ import structlog
 
 from penstock.inference.config_text import parse_config_json
 from penstock.inference.control import IndexEntry
-from penstock.inference.external_data import external_locations
 from penstock.inference.folder import FolderModel, FolderVersion, is_name, model_names, needs, read_labels, read_model
 from penstock.inference.index import NOT_ALLOWED, index_of
 from penstock.inference.inference import Loaded
-from penstock.inference.model_config import ONNX, PYTHON, backend_of, model_file
+from penstock.inference.model_config import PYTHON, backend_of
 from penstock.inference.opening import ModelFiles, Opener
 from penstock.inference.repository import Repository, UnknownModelError
 from penstock.inference.served_version import State
@@ -45,8 +44,6 @@ class FolderSource:
         if path := _cycle(self._repository, version.model):
             raise WrongStateError(f"Model {version.model!r} is part of itself: {' → '.join(path)}.")
         labels = await asyncio.to_thread(read_labels, version)
-        if backend_of(version.config) == ONNX:
-            await asyncio.to_thread(_check_external_data, version)
         for model in needs(version.config):
             # What an ensemble is made of first. Ensembles in it are not waited for: what they are made of may change
             # while they load, and then they would wait for this one. It is tried again when they are READY.
@@ -304,17 +301,3 @@ def _cycle(repository: Repository, model: str) -> Sequence[str]:
         ways.extend((*way, part) for part in sorted(parts - seen))
         seen |= parts
     return ()
-
-
-def _check_external_data(version: FolderVersion) -> None:
-    """Raises `WrongStateError` for external data that does not lie beside the model."""
-    model = version.folder / model_file(version.config)
-    if not is_name(model_file(version.config)):
-        raise WrongStateError(f"default_model_filename {model_file(version.config)[:80]!r} is no plain name.")
-    if model.is_dir():
-        model /= model.name
-    if not model.is_file():
-        raise WrongStateError(f"There is no file {model.name} in {version.model}/{version.number}.")
-    for location in sorted(external_locations(model)):
-        if not is_name(location) or not (model.parent / location).is_file():
-            raise WrongStateError(f"{model.name} has external data in {location[:80]!r}, which is no file beside it.")

@@ -12,14 +12,13 @@ from penstock.inference.bundle_cache import BundleCache
 from penstock.inference.config_text import parse_config
 from penstock.inference.external_data import external_locations
 from penstock.inference.inference import Loaded
-from penstock.inference.model_config import ONNX, backend_of
+from penstock.inference.model_config import ONNX, backend_of, model_file
 from penstock.inference.opening import ModelFiles, Opener
 from penstock.inference.signature import Signature
 from penstock.oip.model_config_pb2 import ModelConfig
 from penstock.rpc.errors import InvalidFieldError, NotReadyError, WrongStateError
 from penstock.rpc.validation import validating
 
-MODEL = "model.onnx"
 CONFIG = "config.pbtxt"
 
 
@@ -40,7 +39,7 @@ class RegistrySource:
 
 
 class RegistryLoader:
-    """Loads bundles with a `model.onnx`. Opens one at a time: opening takes more memory than serving."""
+    """Loads bundles. Opens one at a time: opening takes more memory than serving."""
 
     def __init__(self, cache: BundleCache, workspace: Path, opener: Opener) -> None:
         """`workspace` is a folder of the loader's own; what a crash left in it is removed."""
@@ -61,8 +60,8 @@ class RegistryLoader:
     async def load(self, version: Version) -> Loaded:
         """Raises `PenstockError` where the version cannot be served; the text says why and what to do."""
         signature = Signature.of(version.signature)
-        files = await self._fetch(version)
         config = await self._config(version)
+        files = await self._fetch(version, model_file(config))
         async with self._opening:
             with tempfile.TemporaryDirectory(dir=self._workspace) as folder:
                 _link(files, Path(folder))
@@ -85,22 +84,24 @@ class RegistryLoader:
             raise WrongStateError(f"{title} asks for backend {backend_of(config)!r}; the registry's models are ONNX.")
         return config
 
-    async def _fetch(self, version: Version) -> Mapping[str, Path]:
+    async def _fetch(self, version: Version, model_name: str) -> Mapping[str, Path]:
         """The files that serving needs: the model and its external data, not what it was converted from."""
         with validating() as violations:
             for name in version.files:
                 violations.file_name("version.files", name)
-        if MODEL not in version.files:
-            raise InvalidFieldError.of("version.files", f"expected {MODEL!r} among them; got {sorted(version.files)}")
-        model = await self._cache.fetch(MODEL, version.files[MODEL])
+        if model_name not in version.files:
+            raise InvalidFieldError.of(
+                "version.files", f"expected {model_name[:80]!r} among them; got {sorted(version.files)}"
+            )
+        model = await self._cache.fetch(model_name, version.files[model_name])
         locations = await asyncio.to_thread(external_locations, model)
         if unlisted := sorted(locations - set(version.files)):
             raise WrongStateError(
-                f"model.onnx has external data in {unlisted[0][:80]!r}, which is not a file of the bundle "
+                f"{model_name} has external data in {unlisted[0][:80]!r}, which is not a file of the bundle "
                 f"({', '.join(sorted(version.files))}). Register the version again with all its files."
             )
         data = {name: await self._cache.fetch(name, version.files[name]) for name in sorted(locations)}
-        return {**data, MODEL: model}
+        return {**data, model_name: model}
 
 
 def _link(files: Mapping[str, Path], folder: Path) -> None:

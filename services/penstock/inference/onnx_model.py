@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from penstock.inference.model_config import check_graph, completed, instance_count, model_file, signature_of
+from penstock.inference.external_data import check_external_data
+from penstock.inference.model_config import check_graph, completed, instance_count, signature_of
 from penstock.inference.onnx_engine import OnnxEngine, SessionPlan, available_providers
 from penstock.inference.opening import ModelFiles
 from penstock.inference.sequence_config import hidden_inputs, hidden_outputs, visible
@@ -55,9 +56,8 @@ class _Opening:
 
     def model(self) -> OnnxModel:
         config = self._files.config
-        path = self._files.folder / model_file(config)
-        if path.is_dir():
-            path /= path.name
+        path = self._files.path()
+        check_external_data(path)
         instances = instance_count(config)
         plan = SessionPlan(threads_per_instance(self._options.intra_op_threads, instances), self._providers())
         first = OnnxEngine(path, plan)

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from penstock.inference.engine import Stop
 from penstock.inference.inference import Parameter
-from penstock.inference.model_config import instance_count, model_file
+from penstock.inference.model_config import instance_count
 from penstock.inference.opening import ModelFiles
 from penstock.inference.signature import Signature, Tensor
 from penstock.inference.tensors import BYTES, Array
@@ -223,10 +223,7 @@ def open_python_model(
     """
     if not trusted:
         raise WrongStateError(f"{files.title} is Python code, which runs only from this server's own model repository.")
-    name = model_file(config)
-    if name != Path(name).name or name == ".." or not (files.folder / name).is_file():
-        raise WrongStateError(f"{files.title}: there is no file {name!r} in its version's folder.")
-    module = _Module(files.title, files.folder / name)
+    module = _Module(files.title, files.path())
     engines: list[PythonEngine] = []
     try:
         for _ in range(instance_count(config)):

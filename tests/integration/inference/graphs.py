@@ -141,6 +141,11 @@ def with_external_weight(location: str, weight: npt.NDArray[np.float32]) -> Bund
     return Bundle({"model.onnx": model.SerializeToString(), "weights.bin": data}, signature)
 
 
+def with_config(bundle: Bundle, config: str) -> Bundle:
+    """The bundle with a configuration of its own."""
+    return Bundle({**bundle.files, "config.pbtxt": config.encode()}, bundle.signature)
+
+
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
     tensor = info.type.tensor_type
     shape = [

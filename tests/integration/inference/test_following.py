@@ -132,9 +132,17 @@ WRONG = {
         graphs.with_external_weight("other.bin", np.ones(4, np.float32)),
         "external data in 'other.bin'",
     ),
+    "a model outside the bundle": (
+        graphs.with_config(graphs.scale(1), 'default_model_filename: "/etc/passwd"'),
+        "expected '/etc/passwd' among them",
+    ),
+    "a model of another bundle": (
+        graphs.with_config(graphs.scale(1), 'default_model_filename: "../other/1/model.onnx"'),
+        "expected '../other/1/model.onnx' among them",
+    ),
     "a model that is no protobuf": (
         graphs.Bundle({"model.onnx": b"\x0a\xff\xff\xff\x7fabc"}, graphs.scale(1).signature),
-        "model.onnx is not an ONNX file",
+        "The model is not an ONNX file",
     ),
 }
 
@@ -183,6 +191,16 @@ async def test_external_data_is_read_from_the_bundle(tmp_path: Path, transport: 
         await inference.settled()
         assert factor(await inference.infer("scale", ROWS)) == 6
     assert not list((tmp_path / "home" / "inference" / "workspace").iterdir())
+
+
+async def test_the_configuration_chooses_among_the_files_of_the_bundle(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    files = {**graphs.scale(2).files, "net.onnx": graphs.scale(3).files["model.onnx"]}
+    bundle = graphs.with_config(graphs.Bundle(files, graphs.scale(3).signature), 'default_model_filename: "net.onnx"')
+    await registry.deploy(scale=[(await registry.add("scale", 1, bundle), 100)])
+    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+        await inference.settled()
+        assert factor(await inference.infer("scale", ROWS)) == 3
 
 
 async def test_a_corrupted_file_in_the_cache_is_fetched_again(tmp_path: Path, transport: str) -> None:

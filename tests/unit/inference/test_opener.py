@@ -178,6 +178,31 @@ async def test_a_configuration_that_does_not_fit_says_so(tmp_path: Path, case: s
         await opened(tmp_path, graphs.scale(2), config)
 
 
+@pytest.mark.parametrize("name", ["../2/model.onnx", "{outside}", "..", "2", "nothing.onnx"])
+async def test_a_model_lies_in_its_versions_folder_whatever_the_configuration_says(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "2" / "model.onnx"
+    outside.parent.mkdir()
+    outside.write_bytes(graphs.scale(3).files["model.onnx"])
+    with pytest.raises(WrongStateError, match=r"no plain name|There is no file"):
+        await opened(tmp_path, graphs.scale(2), f'default_model_filename: "{name.format(outside=outside)}"')
+
+
+async def test_a_file_of_another_name_is_opened_and_its_external_data_checked(tmp_path: Path) -> None:
+    config = 'default_model_filename: "net.onnx"'
+    for location, served in (("weights.bin", True), ("../weights.bin", False)):
+        files = graphs.with_external_weight(location, np.full(4, 3, np.float32)).files
+        (tmp_path / "weights.bin").write_bytes(files["weights.bin"])
+        renamed = {"model.onnx": graphs.scale(2).files["model.onnx"], "net.onnx": files["model.onnx"]}
+        bundle = graphs.Bundle({**renamed, "weights.bin": files["weights.bin"]}, graphs.scale(2).signature)
+        if not served:
+            with pytest.raises(WrongStateError, match=r"net.onnx has external data in '../weights.bin'"):
+                await opened(tmp_path, bundle, config)
+            continue
+        loaded = await opened(tmp_path, bundle, config)
+        assert (await answers(loaded, rows=np.ones((1, 4), np.float32)))[0].tolist() == [[3] * 4]
+        await loaded.scheduler.close()
+
+
 async def test_max_batch_size_needs_a_batch_axis(tmp_path: Path) -> None:
     with pytest.raises(WrongStateError, match="whose first axis is not dynamic"):
         await opened(tmp_path, graphs.identity("FP32", [2, 3]), "max_batch_size: 4")
