@@ -9,6 +9,8 @@ from penstock.rpc.errors import InvalidFieldError
 EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 TIMINGS = "penstock_timings"
 _RESERVED = "triton_"
+# Ids of sequences are kept for as long as those live.
+_MAX_SEQUENCE_ID = 256
 _OURS = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", EMPTY_FINAL_RESPONSE, TIMINGS}
 )
@@ -50,7 +52,12 @@ class RequestParameters:
         parameter = self._parameters["sequence_id"]
         choice = parameter.WhichOneof("parameter_choice")
         if choice == "string_param":
-            identity: int | str = parameter.string_param[:256]
+            identity: int | str = parameter.string_param
+            if len(parameter.string_param) > _MAX_SEQUENCE_ID:
+                raise InvalidFieldError.of(
+                    "parameters[sequence_id]",
+                    f"expected {_MAX_SEQUENCE_ID} characters at most; got {len(parameter.string_param)}",
+                )
         else:
             identity = self._whole("sequence_id", "a sequence, or its name as string_param,")
         if not identity:
