@@ -100,14 +100,11 @@ async def _models(
     opener = ModelOpener(options, settings.max_queue_size, cache, lookup)
     if settings.repository is not None:
         repository = Repository(lambda _: None, loads, retries=False)
+        uploads = Uploads(home / "uploads")
+        stack.push_async_callback(asyncio.to_thread, uploads.close)
+        # Before the uploads go, what is served from them is closed.
         stack.push_async_callback(repository.close)
-        models = FolderModels(
-            settings.repository,
-            repository,
-            opener,
-            Uploads(home / "uploads"),
-            explicit=settings.mode == "explicit",
-        )
+        models = FolderModels(settings.repository, repository, opener, uploads, explicit=settings.mode == "explicit")
         await models.start([name for name in settings.load_model.split(",") if name])
         if settings.mode == "poll":
             _in_background(models.poll(settings.poll_interval_s), stack)

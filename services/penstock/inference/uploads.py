@@ -29,6 +29,10 @@ class Uploads:
         self._count = 0
         self._of_model: dict[str, Path] = {}
 
+    def close(self) -> None:
+        """Removes all uploads; none can be kept from now on. Blocks."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     async def keep(self, model: str, files: Mapping[str, bytes]) -> Path:
         """Writes the files of a model and returns the folder that has it, in the layout of a repository.
 
@@ -39,7 +43,7 @@ class Uploads:
         self._count += 1
         root = self._folder / str(self._count)
         try:
-            await asyncio.to_thread(_write, root / model, {parsed[key]: data for key, data in files.items()})
+            await asyncio.to_thread(_write, root, model, {parsed[key]: data for key, data in files.items()})
         except OSError as error:
             await self.discard(root)
             raise StorageFullError(f"The uploaded files of {model!r} cannot be kept: {error.strerror}.") from error
@@ -71,8 +75,10 @@ def _parsed(key: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _write(folder: Path, files: Mapping[tuple[str, str], bytes]) -> None:
+def _write(root: Path, model: str, files: Mapping[tuple[str, str], bytes]) -> None:
+    # Without its parents: what is closed does not come back.
+    root.mkdir()
     for (version, name), data in files.items():
-        path = folder / version / name
+        path = root / model / version / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -22,7 +22,7 @@ from penstock.inference.opening import ModelFiles
 from penstock.inference.repository import Repository
 from penstock.inference.uploads import Uploads
 from penstock.oip import inference_pb2 as pb
-from penstock.rpc.errors import WrongStateError
+from penstock.rpc.errors import StorageFullError, WrongStateError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -342,6 +342,22 @@ async def test_an_upload_is_served_in_place_of_the_folder_until_it_is_unloaded(t
         await unload(server, "new")
         assert (await factor(server, "new"), uploads(server)) == (0, [])
         assert {name: entry[:2] for name, entry in (await index_of(server)).items()} == {"one": ("1", "READY")}
+
+
+async def test_uploads_are_gone_when_the_server_has_stopped(tmp_path: Path) -> None:
+    files = {"file:1/model.onnx": graphs.scale(3).files["model.onnx"]}
+    async with serving(tmp_path, "explicit") as server:
+        await load(server, "one", {}, **files)
+        assert await factor(server, "one") == 3
+    assert not [path for path in tmp_path.rglob("uploads/**/*") if path.is_file()]
+
+
+async def test_nothing_is_uploaded_to_a_server_that_has_stopped(tmp_path: Path) -> None:
+    kept = Uploads(tmp_path / "uploads")
+    kept.close()
+    with pytest.raises(StorageFullError):
+        await kept.keep("one", {"file:1/model.onnx": b"graph"})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
