@@ -96,24 +96,30 @@ class OnnxEngine:
         self.providers: list[str] = session.get_providers()
         self._session: Any = session
         self._options = _run_options()
+        # Shapes without the batch axis, if there is one.
         self._reshaped_inputs: dict[str, tuple[int, ...]] = {}
-        self._reshaped_outputs: dict[str, tuple[int | str, ...]] = {}
+        self._reshaped_outputs: dict[str, tuple[int, ...]] = {}
+        self._batched = False
         # numpy's bindings to ONNX Runtime know no BF16.
         self._by_value = any(tensor.datatype == BF16.name for tensor in (*self.inputs, *self.outputs))
 
     def serve(self, signature: Signature) -> None:
         """Takes and gives tensors in the shapes of a signature, where those are not the graph's own."""
+        self._batched = signature.batched
         self._reshaped_inputs = {
             name: tensor.reshape for name, tensor in signature.inputs.items() if tensor.reshape is not None
         }
         self._reshaped_outputs = {
-            name: tensor.shape for name, tensor in signature.outputs.items() if tensor.reshape is not None
+            name: tuple(tensor.wire_shape[signature.batched :])
+            for name, tensor in signature.outputs.items()
+            if tensor.reshape is not None
         }
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
         options = stop.options if isinstance(stop, _Stop) else self._options
         if self._reshaped_inputs:
-            inputs = {**inputs, **{name: _to_graph(inputs[name], axes) for name, axes in self._reshaped_inputs.items()}}
+            reshaped = {name: self._reshaped(inputs[name], axes) for name, axes in self._reshaped_inputs.items()}
+            inputs = {**inputs, **reshaped}
         try:
             if self._by_value:
                 answers = self._run_by_value(inputs, outputs, options)
@@ -122,7 +128,10 @@ class OnnxEngine:
         except Exception as error:
             raise PenstockError(f"The model could not compute these inputs: {_brief(error)}") from error
         if self._reshaped_outputs:
-            return [self._from_graph(name, array) for name, array in zip(outputs, answers, strict=True)]
+            return [
+                self._reshaped(array, self._reshaped_outputs[name]) if name in self._reshaped_outputs else array
+                for name, array in zip(outputs, answers, strict=True)
+            ]
         return answers
 
     def stopper(self) -> Stop:
@@ -135,11 +144,8 @@ class OnnxEngine:
         values = {name: _value(array) for name, array in inputs.items()}
         return [_array(value) for value in self._session.run_with_ort_values(list(outputs), values, options)]
 
-    def _from_graph(self, name: str, array: Array) -> Array:
-        shape = self._reshaped_outputs.get(name)
-        if shape is None:
-            return array
-        return array.reshape(len(array), *(axis if isinstance(axis, int) else -1 for axis in shape[1:]))
+    def _reshaped(self, array: Array, axes: tuple[int, ...]) -> Array:
+        return array.reshape((len(array), *axes) if self._batched else axes)
 
 
 def available_providers(preferred: Sequence[str]) -> tuple[str, ...]:
@@ -169,10 +175,6 @@ def _run_options() -> Any:  # noqa: ANN401  # onnxruntime publishes no types
 def _graph_tensor(node: Any) -> GraphTensor:  # noqa: ANN401  # onnxruntime.NodeArg publishes no type
     axes = tuple(axis if isinstance(axis, int) else axis or None for axis in node.shape)
     return GraphTensor(node.name, DATATYPES.get(node.type, node.type), axes)
-
-
-def _to_graph(array: Array, axes: tuple[int, ...]) -> Array:
-    return array.reshape(len(array), *axes)
 
 
 def _value(array: Array) -> Any:  # noqa: ANN401  # onnxruntime.OrtValue publishes no type

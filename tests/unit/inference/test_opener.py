@@ -129,6 +129,21 @@ async def test_reshape_lets_clients_send_another_shape(tmp_path: Path) -> None:
     await loaded.scheduler.close()
 
 
+async def test_reshape_without_a_batch_is_to_exactly_its_axes(tmp_path: Path) -> None:
+    loaded = await opened(
+        tmp_path,
+        graphs.identity("FP32", [1, 4]),
+        """
+        max_batch_size: 0
+        input { name: "given" data_type: TYPE_FP32 dims: [2, 2] reshape { shape: [1, 4] } }
+        output { name: "same" data_type: TYPE_FP32 dims: [4] reshape { shape: [1, 4] } }
+        """,
+    )
+    assert shapes(loaded) == {"given": (2, 2), "same": (4,)}
+    assert (await answers(loaded, given=np.arange(4, dtype=np.float32).reshape(2, 2)))[0].tolist() == [0, 1, 2, 3]
+    await loaded.scheduler.close()
+
+
 async def test_instances_share_the_cores_and_none_runs_on_the_loop(tmp_path: Path) -> None:
     loaded = await opened(tmp_path, graphs.scale(2), "instance_group { count: 2 kind: KIND_CPU }")
     assert loaded.config.instance_group[0].count == 2
