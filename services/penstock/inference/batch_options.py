@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from penstock.inference.padding import Padding, padding_of
 from penstock.oip.model_config_pb2 import ModelConfig, ModelQueuePolicy
+from penstock.rpc.errors import WrongStateError
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,17 @@ class BatchOptions:
 
     @classmethod
     def of(cls, config: ModelConfig, max_queue_size: int) -> "BatchOptions":
-        """The options of a complete configuration. `max_queue_size` holds where that names none."""
+        """The options of a complete configuration. `max_queue_size` holds where that names none.
+
+        Raises `WrongStateError` for a configuration that cannot be served.
+        """
         batching = config.dynamic_batching
+        preferred = tuple(sorted(batching.preferred_batch_size))
+        if preferred and not 1 <= preferred[0] <= preferred[-1] <= max(1, config.max_batch_size):
+            raise WrongStateError(
+                f"The configuration's preferred_batch_size needs sizes from 1 to max_batch_size "
+                f"{config.max_batch_size}; got {list(preferred)}."
+            )
         default = (
             _policy(batching.default_queue_policy, max_queue_size)
             if batching.HasField("default_queue_policy")
@@ -55,7 +65,7 @@ class BatchOptions:
         return cls(
             max_batch_size=config.max_batch_size,
             default_policy=default,
-            preferred_batch_sizes=tuple(sorted(batching.preferred_batch_size)),
+            preferred_batch_sizes=preferred,
             max_queue_delay_us=batching.max_queue_delay_microseconds,
             preserve_ordering=batching.preserve_ordering,
             priority_levels=levels,

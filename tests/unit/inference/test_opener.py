@@ -182,6 +182,11 @@ WRONG = {
     "an unknown input": ('input { name: "row" }', r"lists the inputs \['row'\]; the graph has rows: FP32"),
     "an unknown output": ('output { name: "sum" }', r"lists the outputs \['sum'\]"),
     "an unknown backend": ('backend: "tensorflow"', "asks for backend 'tensorflow'; this server has onnxruntime"),
+    "a preferred size above the greatest": (
+        "max_batch_size: 4 dynamic_batching { preferred_batch_size: [2, 8] }",
+        r"sizes from 1 to max_batch_size 4; got \[2, 8\]",
+    ),
+    "a preferred size of none": ("dynamic_batching { preferred_batch_size: [0] }", r"sizes from 1 .* got \[0\]"),
     "half of the padding": ('parameters { key: "pad_axis" value { string_value: "n" } }', "belong together"),
 }
 
