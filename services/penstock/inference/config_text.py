@@ -56,6 +56,8 @@ def parse_config(text: str, where: str) -> ModelConfig:
 
 def parse_config_json(text: str, where: str) -> ModelConfig:
     """The configuration in JSON. Raises `WrongStateError` for text that is none."""
+    if len(text) > _MAX_TEXT:
+        raise WrongStateError(f"{where} is no model configuration: expected {_MAX_TEXT} characters at most.")
     if not text.lstrip().startswith("{"):
         # The parser takes an empty list for a message.
         raise WrongStateError(f"{where} is no model configuration: expected a JSON object.")

@@ -109,12 +109,12 @@ class _Opening:
         self, engine: OnnxEngine, config: ModelConfig, signature: Signature, proof: Row | None = None
     ) -> int:
         """How many rows may run on the event loop, as the warm-up's runs show. `proof`: a row that it is warm with."""
-        declared = list(declared_rows(config, signature, self._files.folder))
-        for inputs in declared:
-            engine.run(inputs, list(signature.outputs))
+        declared: Row | None = None
+        for declared in declared_rows(config, signature, self._files.folder):
+            engine.run(declared, list(signature.outputs))
         if not self._options.warm_up:
             return 0
-        row = declared[-1] if declared and not signature.batched else proof or warm_up(engine, signature)
+        row = declared if declared is not None and not signature.batched else proof or warm_up(engine, signature)
         rows = loop_rows(engine, signature, row, config.max_batch_size, self._options.inline_threshold_us)
         _log.debug("warmed up", model=self._files.model, version=self._files.number, loop_rows=rows)
         return rows

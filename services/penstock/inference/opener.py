@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from penstock.inference.batch_options import BatchOptions
 from penstock.inference.batcher import Batcher
 from penstock.inference.cached import CachedScheduler
+from penstock.inference.config_limits import check_limits
 from penstock.inference.engine import Engine
 from penstock.inference.ensemble import EnsembleScheduler
 from penstock.inference.ensemble_graph import Lookup
@@ -40,6 +41,7 @@ class ModelOpener:
         self._lookup = lookup
 
     async def open(self, files: ModelFiles) -> Loaded:
+        check_limits(files.config)
         openings = {ENSEMBLE: self._open_ensemble, PYTHON: self._open_python}
         return await openings.get(backend_of(files.config), self._open_onnx)(files)
 

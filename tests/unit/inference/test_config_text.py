@@ -66,6 +66,8 @@ def test_what_is_no_configuration_is_refused_with_its_place(text: str, place: st
 def test_a_text_without_end_is_not_looked_at() -> None:
     with pytest.raises(WrongStateError, match="1048576 characters at most"):
         parse_config("#" * 2**20 + "\n", "the file")
+    with pytest.raises(WrongStateError, match="1048576 characters at most"):
+        parse_config_json("{" + " " * 2**20 + "}", "it")
 
 
 @pytest.mark.parametrize(
