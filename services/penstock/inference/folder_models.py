@@ -1,7 +1,8 @@
 """Serves a folder of models: all of them from the start, as they change, or as clients ask for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -68,6 +69,8 @@ class FolderModels:
         self._opening = asyncio.Semaphore(1)
         # One load or unload of a model at a time: its lock, and how many hold it or wait for it.
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        # Unloads that wait for their turn or have it, by model: the loads before them give way.
+        self._unloads = Counter[str]()
         self._begun: set[asyncio.Task[None]] = set()
         self._desired = Desired(0)
         # Why models are not served, by name; in explicit mode only of those that have a folder.
@@ -112,11 +115,7 @@ class FolderModels:
             raise InvalidFieldError.of("model_name", f"expected the name of a model's folder; got {model[:80]!r}")
         if files and config_json is None:
             raise InvalidFieldError.of("parameters", "expected 'config' beside uploaded files")
-        # A client that hangs up stops nothing half-way: what has begun goes on, and leaves no upload without an owner.
-        work = asyncio.create_task(self._load(model, config_json, files, (model,)))
-        self._begun.add(work)
-        work.add_done_callback(self._begun.discard)
-        await asyncio.shield(work)
+        await self._whole(self._load(model, config_json, files, (model,)))
 
     async def _load(
         self, model: str, config_json: str | None, files: Mapping[str, bytes], path: tuple[str, ...]
@@ -152,8 +151,11 @@ class FolderModels:
     async def _replace(self, model: str, versions: Sequence[WantedVersion]) -> None:
         """Serves these versions in place of those before, or those before if one of these fails, and raises then."""
         before = [held.wanted for held in await self._repository.model_settled(model) if held.state is State.READY]
-        self._repository.apply_model(model, versions)
+        if model not in self._unloads:
+            self._repository.apply_model(model, versions)
         settled = await self._repository.model_settled(model)
+        if not self._repository.wanted(model):
+            raise _failed(model, "it was unloaded while it loaded.")
         failed = [held for held in settled if held.state is State.FAILED]
         if not failed:
             self._problems.pop(model, None)
@@ -173,20 +175,40 @@ class FolderModels:
         if not versions:
             raise UnknownModelError(model, "", "It is not loaded.")
         parts = self._parts(model) if unload_dependents else frozenset()
-        async with self._turn(model):
-            self._repository.apply_model(model, ())
-            await self._uploads.adopt(model, None)
-            await self._remember(model, "unloaded")
-            try:
-                async with asyncio.timeout(_UNLOAD_LIMIT_S):
-                    await self._repository.model_gone(model)
-            except TimeoutError:
-                raise NotReadyError(
-                    f"Model {model!r} still answers requests after {_UNLOAD_LIMIT_S:g} s; it goes when they have ended."
-                ) from None
+        await self._whole(self._unload(model))
         for part in parts:
             if self._repository.wanted(part):
                 await self.unload(part, unload_dependents)
+
+    async def _unload(self, model: str) -> None:
+        self._unloads[model] += 1
+        try:
+            # What loads is given up: that load has the turn, and may take any time.
+            self._repository.apply_model(model, ())
+            async with self._turn(model):
+                await self._retire(model)
+        finally:
+            # Leaves no count of 0 behind.
+            self._unloads -= Counter([model])
+
+    async def _retire(self, model: str) -> None:
+        self._repository.apply_model(model, ())
+        await self._uploads.adopt(model, None)
+        await self._remember(model, "unloaded")
+        try:
+            async with asyncio.timeout(_UNLOAD_LIMIT_S):
+                await self._repository.model_gone(model)
+        except TimeoutError:
+            raise NotReadyError(
+                f"Model {model!r} still answers requests after {_UNLOAD_LIMIT_S:g} s; it goes when they have ended."
+            ) from None
+
+    async def _whole(self, work: Coroutine[object, object, None]) -> None:
+        """A client that hangs up stops nothing half-way: what has begun goes on, and leaves no upload without owner."""
+        task = asyncio.create_task(work)
+        self._begun.add(task)
+        task.add_done_callback(self._begun.discard)
+        await asyncio.shield(task)
 
     async def _remember(self, model: str, problem: str) -> None:
         """Tells the index why a model is not served. Not of uploads: their names are the clients', and have no end."""

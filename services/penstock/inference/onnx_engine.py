@@ -61,14 +61,16 @@ class SessionPlan:
     providers: tuple[str, ...]
 
 
-class _Stop:
-    """Ends a run through its options, which ONNX Runtime looks at between two nodes."""
+class OnnxStop:
+    """Ends a run through its options, which ONNX Runtime looks at between two nodes. Runs begun later end at once."""
 
     def __init__(self) -> None:
         self.options = _run_options()
+        self.stopped = False
 
     def stop(self) -> None:
         self.options.terminate = True
+        self.stopped = True
 
 
 class OnnxEngine:
@@ -116,7 +118,7 @@ class OnnxEngine:
         }
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
-        options = stop.options if isinstance(stop, _Stop) else self._options
+        options = stop.options if isinstance(stop, OnnxStop) else self._options
         if self._reshaped_inputs:
             reshaped = {name: self._reshaped(inputs[name], axes) for name, axes in self._reshaped_inputs.items()}
             inputs = {**inputs, **reshaped}
@@ -135,7 +137,7 @@ class OnnxEngine:
         return answers
 
     def stopper(self) -> Stop:
-        return _Stop()
+        return OnnxStop()
 
     def close(self) -> None:
         self._session = None

@@ -3,19 +3,20 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import structlog
 
 from penstock.inference.external_data import check_external_data
 from penstock.inference.model_config import check_graph, completed, instance_count, signature_of
-from penstock.inference.onnx_engine import OnnxEngine, SessionPlan, available_providers
+from penstock.inference.onnx_engine import OnnxEngine, OnnxStop, SessionPlan, available_providers
 from penstock.inference.opening import ModelFiles
 from penstock.inference.sequence_config import hidden_inputs, hidden_outputs, visible
 from penstock.inference.signature import Signature
 from penstock.inference.threads import threads_per_instance
 from penstock.inference.warm_up import BatchAxisError, Row, declared_rows, loop_rows, warm_up
 from penstock.oip.model_config_pb2 import ModelConfig, ModelInstanceGroup
-from penstock.rpc.errors import PenstockError
+from penstock.rpc.errors import PenstockError, WrongStateError
 
 _log = structlog.get_logger("penstock.inference.onnx_model")
 
@@ -44,8 +45,21 @@ class OnnxModel:
 
 
 async def open_onnx_model(files: ModelFiles, options: OnnxOptions) -> OnnxModel:
-    """Raises `WrongStateError` where graph, configuration and signature do not agree or the model cannot run."""
-    return await asyncio.to_thread(_Opening(files, options).model)
+    """Raises `WrongStateError` where graph, configuration and signature do not agree or the model cannot run.
+
+    Cancelled, it ends the run that warms up, and returns when nothing of the model is open.
+    """
+    opening = _Opening(files, options)
+    work = asyncio.create_task(asyncio.to_thread(opening.model))
+    try:
+        await asyncio.wait([work])
+    except asyncio.CancelledError:
+        opening.give_up()
+        await asyncio.wait([work])
+        # How it ended interests nobody any more.
+        work.exception()
+        raise
+    return work.result()
 
 
 class _Opening:
@@ -53,6 +67,11 @@ class _Opening:
         self._files = files
         self._options = options
         self._hidden = hidden_inputs(files.config) | hidden_outputs(files.config)
+        self._stop = OnnxStop()
+
+    def give_up(self) -> None:
+        """Makes `model` raise soon. May be called from any thread."""
+        self._stop.stop()
 
     def model(self) -> OnnxModel:
         config = self._files.config
@@ -60,7 +79,7 @@ class _Opening:
         check_external_data(path)
         instances = instance_count(config)
         plan = SessionPlan(threads_per_instance(self._options.intra_op_threads, instances), self._providers())
-        first = OnnxEngine(path, plan)
+        first = self._engine(path, plan)
         engines = [first]
         try:
             signature, proof = self._signature(first)
@@ -73,18 +92,23 @@ class _Opening:
                 rows = 0
             elif rows and plan.threads > 1:
                 # What runs on the loop must not wait for other threads to wake up.
-                engines[0] = alone = OnnxEngine(path, replace(plan, threads=1))
+                engines[0] = alone = self._engine(path, replace(plan, threads=1))
                 first.close()
                 alone.serve(signature)
                 rows = self._warmed_up(alone, complete, signature)
             for _ in range(instances - 1):
-                engines.append(OnnxEngine(path, plan))
+                engines.append(self._engine(path, plan))
                 engines[-1].serve(signature)
         except PenstockError:
             for engine in engines:
                 engine.close()
             raise
         return OnnxModel(engines, signature, complete, rows)
+
+    def _engine(self, path: Path, plan: SessionPlan) -> OnnxEngine:
+        if self._stop.stopped:
+            raise WrongStateError(f"{self._files.title} was given up while it loaded.")
+        return OnnxEngine(path, plan)
 
     def _signature(self, engine: OnnxEngine) -> tuple[Signature, Row | None]:
         """The registry's signature, or the graph's own; a batch axis that was only guessed has to prove itself.
@@ -99,7 +123,7 @@ class _Opening:
         if signature.batched and not files.config.max_batch_size and self._options.warm_up:
             engine.serve(signature)
             try:
-                return signature, warm_up(engine, signature)
+                return signature, warm_up(engine, signature, self._stop)
             except BatchAxisError as error:
                 _log.info("the first axis is no batch", model=files.model, version=files.number, reason=error.message)
                 signature = signature_of(_unbatched(files.config, engine), engine.inputs, engine.outputs, self._hidden)
@@ -111,11 +135,12 @@ class _Opening:
         """How many rows may run on the event loop, as the warm-up's runs show. `proof`: a row that it is warm with."""
         declared: Row | None = None
         for declared in declared_rows(config, signature, self._files.folder):
-            engine.run(declared, list(signature.outputs))
+            engine.run(declared, list(signature.outputs), self._stop)
         if not self._options.warm_up:
             return 0
-        row = declared if declared is not None and not signature.batched else proof or warm_up(engine, signature)
-        rows = loop_rows(engine, signature, row, config.max_batch_size, self._options.inline_threshold_us)
+        fresh = declared if declared is not None and not signature.batched else proof
+        row = fresh or warm_up(engine, signature, self._stop)
+        rows = loop_rows(engine, signature, row, config.max_batch_size, self._options.inline_threshold_us, self._stop)
         _log.debug("warmed up", model=self._files.model, version=self._files.number, loop_rows=rows)
         return rows
 

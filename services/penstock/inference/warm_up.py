@@ -6,7 +6,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from penstock.inference.engine import Engine
+from penstock.inference.engine import Engine, Stop
 from penstock.inference.model_config import DATATYPE_NAMES
 from penstock.inference.signature import BATCH, Signature, Tensor
 from penstock.inference.tensors import BYTES, DATATYPES, Array, TensorError, decode_raw
@@ -28,8 +28,8 @@ class BatchAxisError(WrongStateError):
     """Answers do not follow the batch: the first axis is no axis of independent rows."""
 
 
-def warm_up(engine: Engine, signature: Signature) -> Row:
-    """Runs an engine on generated rows, one and then two of them, and returns the one row that it could run.
+def warm_up(engine: Engine, signature: Signature, stop: Stop) -> Row:
+    """Runs an engine on generated rows, two and then one of them, and returns the one row that it could run.
 
     Raises `WrongStateError` if no size of the dynamic axes makes it run, `BatchAxisError` if answers do not follow.
     """
@@ -38,7 +38,7 @@ def warm_up(engine: Engine, signature: Signature) -> Row:
         try:
             for rows in (2, 1) if signature.batched else (1,):
                 inputs = _generated(signature, rows, size)
-                _check_rows(signature, engine.run(inputs, list(signature.outputs)), rows)
+                _check_rows(signature, engine.run(inputs, list(signature.outputs), stop), rows)
         except WrongStateError:
             raise
         except PenstockError as error:
@@ -66,13 +66,13 @@ def declared_rows(config: pb.ModelConfig, signature: Signature, folder: Path) ->
             yield inputs
 
 
-def loop_rows(engine: Engine, signature: Signature, row: Row, max_rows: int, threshold_us: int) -> int:
+def loop_rows(engine: Engine, signature: Signature, row: Row, max_rows: int, threshold_us: int, stop: Stop) -> int:
     """How many rows, doubling up to `max_rows`, the engine runs in less than the threshold; 0 if not even one."""
     fitting, rows = 0, 1
     outputs = list(signature.outputs)
     while threshold_us:
         inputs = {name: np.repeat(array, rows, axis=0) for name, array in row.items()} if rows > 1 else row
-        if not _fits(engine, inputs, outputs, threshold_us * 1000):
+        if not _fits(engine, inputs, outputs, threshold_us * 1000, stop):
             return fitting
         fitting = rows
         if not signature.batched or rows >= max_rows:
@@ -81,11 +81,11 @@ def loop_rows(engine: Engine, signature: Signature, row: Row, max_rows: int, thr
     return 0
 
 
-def _fits(engine: Engine, inputs: Row, outputs: Sequence[str], threshold_ns: int) -> bool:
+def _fits(engine: Engine, inputs: Row, outputs: Sequence[str], threshold_ns: int, stop: Stop) -> bool:
     repeats = _REPEATS
     while repeats > 0:
         started_ns = perf_counter_ns()
-        engine.run(inputs, outputs)
+        engine.run(inputs, outputs, stop)
         taken_ns = perf_counter_ns() - started_ns
         if taken_ns < threshold_ns:
             return True

@@ -141,6 +141,28 @@ def with_external_weight(location: str, weight: npt.NDArray[np.float32]) -> Bund
     return Bundle({"model.onnx": model.SerializeToString(), "weights.bin": data}, signature)
 
 
+def slow() -> Bundle:
+    """`scaled` = `rows`, [batch, 4], after products of large matrices: some tens of milliseconds a run."""
+    axes: Axes = ["batch", FEATURES]
+    return bundle_of(
+        [
+            helper.make_node("ConstantOfShape", ["long"], ["wide"]),
+            helper.make_node("ConstantOfShape", ["square"], ["matrix"]),
+            helper.make_node("MatMul", ["rows", "wide"], ["product0"]),
+            *(helper.make_node("MatMul", [f"product{i}", "matrix"], [f"product{i + 1}"]) for i in range(100)),
+            helper.make_node("ReduceSum", ["product100", "axes"], ["zero"], keepdims=1),
+            helper.make_node("Add", ["rows", "zero"], ["scaled"]),
+        ],
+        [value("rows", "FP32", axes)],
+        [value("scaled", "FP32", axes)],
+        {
+            "long": np.array([FEATURES, 2000]),
+            "square": np.array([2000, 2000]),
+            "axes": np.array([1], np.int64),
+        },
+    )
+
+
 def with_config(bundle: Bundle, config: str) -> Bundle:
     """The bundle with a configuration of its own."""
     return Bundle({**bundle.files, "config.pbtxt": config.encode()}, bundle.signature)

@@ -474,6 +474,30 @@ async def test_an_unload_waits_for_what_is_in_flight(tmp_path: Path, transport: 
         assert (await failure(unload(server, "slow")))[0] is grpc.StatusCode.NOT_FOUND
 
 
+async def test_an_unload_gives_up_the_load_in_progress_and_those_that_wait(tmp_path: Path) -> None:
+    rows = {"data_type": "TYPE_FP32", "dims": ["4"], "zero_data": True}
+    config = {"model_warmup": [{"name": "long", "batch_size": 1, "count": 1000, "inputs": {"rows": rows}}]}
+    put_model(tmp_path / "models", "other", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        files = {"file:1/model.onnx": graphs.slow().files["model.onnx"]}
+        loads = [asyncio.ensure_future(failure(load(server, "slow", config, **files))) for _ in range(2)]
+
+        async def loading() -> bool:
+            return (await index_of(server)).get("slow", ("", "", ""))[1] == "LOADING" and len(uploads(tmp_path)) == 2
+
+        await eventually(loading)
+        async with asyncio.timeout(5):
+            await unload(server, "slow")
+            for code, details in await asyncio.gather(*loads):
+                assert (code, "it was unloaded while it loaded" in details) == (
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    True,
+                )
+            # Its run has ended: the one place to open models in is free.
+            await load(server, "other")
+        assert (await index_of(server), uploads(tmp_path)) == ({"other": ("1", "READY", "")}, [])
+
+
 async def test_a_client_that_hangs_up_leaves_the_model_in_order(tmp_path: Path, transport: str) -> None:
     put_model(tmp_path / "models", "one", graphs.scale(2))
     async with serving(tmp_path, transport, "explicit") as server:

@@ -1,5 +1,6 @@
 """What a graph and a configuration make together: signature, complete configuration, and a model that answers."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,21 @@ async def test_declared_warm_up_rows_are_run(tmp_path: Path) -> None:
     await loaded.scheduler.close()
     with pytest.raises(WrongStateError, match="no plain file name"):
         await opened(tmp_path, graphs.lookup(), config % 'input_data_file: "../rows"')
+
+
+async def test_an_opening_that_is_cancelled_ends_its_warm_up(tmp_path: Path) -> None:
+    config = """
+        max_batch_size: 4
+        model_warmup { name: "w" count: 1000 inputs { key: "rows" value { data_type: TYPE_FP32 dims: [4] } } }
+    """
+    opening = asyncio.create_task(opened(tmp_path, graphs.slow(), config))
+    await asyncio.sleep(0.3)
+    opening.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        # Returns when no thread runs the model any more.
+        await asyncio.get_running_loop().shutdown_default_executor()
 
 
 WRONG = {
