@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.inference.config_text import parse_config
-from penstock.inference.model_config import ENSEMBLE, backend_of
+from penstock.inference.model_config import ENSEMBLE, backend_of, model_file
 from penstock.oip.model_config_pb2 import ModelConfig
 from penstock.rpc.errors import WrongStateError
 
@@ -61,6 +61,8 @@ def read_model(root: Path, name: str, override: ModelConfig | None = None, *, tr
     """
     folder = root / name
     try:
+        if override is not None and trusted:
+            _check_override(folder, override)
         versions = _read(folder, name, override if override is not None else _config(folder), trusted)
     except WrongStateError as error:
         return FolderModel(name, (), error.message)
@@ -109,6 +111,22 @@ def _config(folder: Path) -> ModelConfig:
     if not path.exists():
         return ModelConfig()
     return parse_config(path.read_text(encoding="utf-8"), str(path))
+
+
+def _check_override(folder: Path, override: ModelConfig) -> None:
+    """Raises `WrongStateError` for another backend or file than the operator's: clients do not choose what is run."""
+    try:
+        own = _config(folder)
+        allowed = backend_of(own), model_file(own)
+    except (WrongStateError, UnicodeDecodeError):
+        # It allows nothing of its own.
+        allowed = backend_of(ModelConfig()), model_file(ModelConfig())
+    asked = backend_of(override), model_file(override)
+    if asked != allowed:
+        raise WrongStateError(
+            f"The given configuration asks for backend {asked[0]!r} and file {asked[1][:80]!r}; the model is one of "
+            f"backend {allowed[0]!r} and file {allowed[1]!r}, which only its own {CONFIG} can change."
+        )
 
 
 def _numbers(folder: Path, config: ModelConfig) -> list[int]:

@@ -12,6 +12,8 @@ import grpc
 import numpy as np
 import pytest
 import pytest_asyncio
+import structlog
+from google.protobuf import json_format
 from tests.integration.inference import graphs
 from tests.integration.inference.fleet import Inference, eventually, folder_server, infer_request, put_model
 
@@ -418,6 +420,53 @@ async def test_code_that_is_uploaded_is_never_run(bare: Inference, tmp_path: Pat
         assert status in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION), details
         assert "ython" in details
     assert (ran.exists(), uploads(bare), await index_of(bare)) == (False, [], {})
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ("", {"backend": "python"}),
+        ("", {"platform": "python"}),
+        ("", {"backend": "python", "default_model_filename": "wipe.py"}),
+        ("", {"default_model_filename": "other.onnx"}),
+        ("", {"platform": "ensemble", "ensemble_scheduling": {"step": [{"model_name": "other"}]}}),
+        ("torn {", {"backend": "python"}),
+        ('backend: "tensorrt"', {"backend": "python"}),
+        ('backend: "python"', {"backend": "python", "default_model_filename": "wipe.py"}),
+        ('backend: "python"', {}),
+    ],
+)
+async def test_clients_do_not_choose_what_is_run(tmp_path: Path, own: str, given: dict[str, object]) -> None:
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\n{SLOW}".encode()
+    files = {**graphs.scale(2).files, "other.onnx": graphs.scale(3).files["model.onnx"]}
+    bundle = graphs.Bundle({**files, "model.py": code, "wipe.py": code}, graphs.scale(2).signature)
+    put_model(tmp_path / "models", "one", bundle, config=own)
+    declared = {
+        "input": [{"name": "rows", "data_type": "TYPE_FP32", "dims": [-1, 4]}],
+        "output": [{"name": "scaled", "data_type": "TYPE_FP32", "dims": [-1, 4]}],
+    }
+    async with serving(tmp_path, "explicit") as server:
+        code_of, details = await failure(load(server, "one", {**declared, **given}))
+        assert (code_of, "only its own config.pbtxt can change" in details) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            True,
+        )
+        assert not ran.exists()
+
+
+async def test_clients_may_change_what_is_run_as_the_operator_says(tmp_path: Path) -> None:
+    slow = graphs.Bundle({"run.py": SLOW.encode()}, graphs.scale(1).signature)
+    put_model(tmp_path / "models", "slow", slow, config=f'{SLOW_CONFIG} default_model_filename: "run.py"')
+    put_model(tmp_path / "models", "one", graphs.scale(2))
+    async with serving(tmp_path, "explicit") as server:
+        for name in ("slow", "one"):
+            await load(server, name)
+            answer = await server.oip.ModelConfig(pb.ModelConfigRequest(name=name))
+            given = json_format.MessageToDict(answer.config, preserving_proto_field_name=True)
+            await load(server, name, {**given, "parameters": {"more": {"string_value": "1"}}})
+            answer = await server.oip.ModelConfig(pb.ModelConfigRequest(name=name))
+            assert answer.config.parameters["more"].string_value == "1"
 
 
 async def test_names_that_clients_choose_leave_nothing_behind(tmp_path: Path, transport: str) -> None:
