@@ -1,7 +1,7 @@
 """A model's configuration as people write it: config.pbtxt, or JSON in a request."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
 from google.protobuf import json_format, text_format
@@ -30,6 +30,19 @@ def parse_config(text: str, where: str) -> ModelConfig:
 
     Raises `WrongStateError` with line and column for text that is no configuration. `where` names it in both.
     """
+    config, unknown = parse_known(text, where)
+    warn_of_unknown(unknown, where)
+    return config
+
+
+def warn_of_unknown(fields: Sequence[str], where: str) -> None:
+    """Says in the log which fields are ignored, if there are any."""
+    if fields:
+        _log.warning("unknown fields of a model configuration are ignored", file=where, fields=list(fields))
+
+
+def parse_known(text: str, where: str) -> tuple[ModelConfig, Sequence[str]]:
+    """As `parse_config`, but returns the unknown fields, each with its line, for those who look again and again."""
     if len(text) > _MAX_TEXT:
         raise WrongStateError(f"{where} is no model configuration: expected {_MAX_TEXT} characters at most.")
     unknown: list[str] = []
@@ -49,9 +62,7 @@ def parse_config(text: str, where: str) -> ModelConfig:
                 raise WrongStateError(f"{where} is no model configuration: {str(error)[:300]}.") from error
             unknown.append(f"{match[1]} (line {error.GetLine()})")
             text = cleared
-    if unknown:
-        _log.warning("unknown fields of a model configuration are ignored", file=where, fields=unknown)
-    return config
+    return config, unknown
 
 
 def parse_config_json(text: str, where: str) -> ModelConfig:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.inference.config_text import parse_config
+from penstock.inference.config_text import parse_known
 from penstock.inference.model_config import ENSEMBLE, backend_of, model_file
 from penstock.oip.model_config_pb2 import ModelConfig
 from penstock.rpc.errors import WrongStateError
@@ -37,6 +37,8 @@ class FolderModel:
     name: str
     versions: Sequence[FolderVersion]
     problem: str = ""
+    # Fields of its configuration that this server does not know.
+    unknown: Sequence[str] = ()
 
 
 def model_names(root: Path) -> list[str]:
@@ -60,15 +62,20 @@ def read_model(root: Path, name: str, override: ModelConfig | None = None, *, tr
     `trusted`: the folder is the operator's own.
     """
     folder = root / name
+    unknown: Sequence[str] = ()
     try:
-        if override is not None and trusted:
-            _check_override(folder, override)
-        versions = _read(folder, name, override if override is not None else _config(folder), trusted)
+        if override is None:
+            config, unknown = _config(folder)
+        else:
+            config = override
+            if trusted:
+                _check_override(folder, override)
+        versions = _read(folder, name, config, trusted)
     except WrongStateError as error:
         return FolderModel(name, (), error.message)
     except (OSError, UnicodeDecodeError) as error:
         return FolderModel(name, (), f"Model {name!r} cannot be read: {error}.")
-    return FolderModel(name, versions)
+    return FolderModel(name, versions, unknown=unknown)
 
 
 def _read(folder: Path, name: str, config: ModelConfig, trusted: bool) -> list[FolderVersion]:
@@ -106,17 +113,18 @@ def needs(config: ModelConfig) -> frozenset[str]:
     return frozenset(step.model_name for step in config.ensemble_scheduling.step)
 
 
-def _config(folder: Path) -> ModelConfig:
+def _config(folder: Path) -> tuple[ModelConfig, Sequence[str]]:
+    """A model's own configuration, and the fields of it that are not known."""
     path = folder / CONFIG
     if not path.exists():
-        return ModelConfig()
-    return parse_config(path.read_text(encoding="utf-8"), str(path))
+        return ModelConfig(), ()
+    return parse_known(path.read_text(encoding="utf-8"), str(path))
 
 
 def _check_override(folder: Path, override: ModelConfig) -> None:
     """Raises `WrongStateError` for another backend or file than the operator's: clients do not choose what is run."""
     try:
-        own = _config(folder)
+        own, _ = _config(folder)
         allowed = backend_of(own), model_file(own)
     except (WrongStateError, UnicodeDecodeError):
         # It allows nothing of its own.

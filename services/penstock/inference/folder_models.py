@@ -8,9 +8,18 @@ from pathlib import Path
 
 import structlog
 
-from penstock.inference.config_text import parse_config_json
+from penstock.inference.config_text import parse_config_json, warn_of_unknown
 from penstock.inference.control import IndexEntry
-from penstock.inference.folder import FolderModel, FolderVersion, is_name, model_names, needs, read_labels, read_model
+from penstock.inference.folder import (
+    CONFIG,
+    FolderModel,
+    FolderVersion,
+    is_name,
+    model_names,
+    needs,
+    read_labels,
+    read_model,
+)
 from penstock.inference.index import NOT_ALLOWED, index_of
 from penstock.inference.inference import Loaded
 from penstock.inference.model_config import PYTHON, backend_of
@@ -75,6 +84,8 @@ class FolderModels:
         self._desired = Desired(0)
         # Why models are not served, by name; in explicit mode only of those that have a folder.
         self._problems: dict[str, str] = {}
+        # Fields of configurations that are ignored, by model, as the log has them.
+        self._unknown: dict[str, Sequence[str]] = {}
 
     async def start(self, names: Sequence[str]) -> None:
         """Serves all models of the folder; in explicit mode those of these names, `*` standing for all.
@@ -263,7 +274,12 @@ class FolderModels:
             return read
         if not await asyncio.to_thread((self._root / model).is_dir):
             return FolderModel(model, (), f"there is no folder {model!r} in the model repository.")
-        return await asyncio.to_thread(read_model, self._root, model, override)
+        read = await asyncio.to_thread(read_model, self._root, model, override)
+        self._warn(read)
+        return read
+
+    def _warn(self, model: FolderModel) -> None:
+        warn_of_unknown(model.unknown, str(self._root / model.name / CONFIG))
 
     def _parts(self, model: str) -> frozenset[str]:
         ready = [one for one in self._repository.versions(model) if one.state is State.READY]
@@ -273,7 +289,10 @@ class FolderModels:
         for model in models:
             if model.problem and self._problems.get(model.name) != model.problem:
                 _log.error("model cannot be served", model=model.name, error=model.problem)
+            if model.unknown != self._unknown.get(model.name):
+                self._warn(model)
         self._problems = {model.name: model.problem for model in models if model.problem}
+        self._unknown = {model.name: model.unknown for model in models if model.unknown}
         wanted = [version for model in models for version in self._wanted(model)]
         # A model that cannot be read now, half written perhaps, goes on as it was.
         kept = [

@@ -238,6 +238,28 @@ async def test_a_model_that_failed_is_tried_again_when_it_has_changed_and_not_at
         await becomes(server, "torn", 2)
 
 
+async def test_unknown_fields_are_warned_of_once_and_when_they_change(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+
+    def warned(logs: list[Any]) -> list[list[str]]:
+        return [log["fields"] for log in logs if log["event"].startswith("unknown fields")]
+
+    put_model(folder, "one", graphs.scale(2), config="gone: 1")
+    with structlog.testing.capture_logs() as logs:
+        async with serving(tmp_path, "poll") as server:
+            await becomes(server, "one", 2)
+            await asyncio.sleep(0.4)
+            assert warned(logs) == [["gone (line 1)"]]
+            put_model(folder, "one", graphs.scale(3), config="max_batch_size: 4\ngone: 1")
+            await becomes(server, "one", 3)
+            await asyncio.sleep(0.4)
+        assert warned(logs) == [["gone (line 1)"], ["gone (line 2)"]]
+    with structlog.testing.capture_logs() as logs:
+        async with serving(tmp_path, "explicit") as server:
+            await load(server, "one")
+    assert warned(logs) == [["gone (line 2)"]]
+
+
 async def test_a_folder_that_is_away_for_a_while_stops_nothing(tmp_path: Path, transport: str) -> None:
     folder = tmp_path / "models"
     put_model(folder, "one", graphs.scale(2))
