@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from penstock.inference.onnx_engine import GraphTensor
+from penstock.inference.padding import AXIS
 from penstock.inference.signature import BATCH, Axis, Signature, Tensor
 from penstock.inference.tensors import DATATYPES
 from penstock.oip import model_config_pb2 as pb
@@ -52,7 +53,7 @@ def signature_of(
     written = _written(config)
     served = [graph for graph in outputs if not config.output or graph.name in written or graph.name in hidden]
     return Signature.made(
-        [_tensor(graph, written.get(graph.name), batched) for graph in inputs],
+        [_freed(_tensor(graph, written.get(graph.name), batched), written.get(graph.name), config) for graph in inputs],
         [_tensor(graph, written.get(graph.name), batched) for graph in served],
     )
 
@@ -188,6 +189,19 @@ def _as_written(tensor: Tensor, written: Written, batched: bool) -> Tensor:
         return replace(tensor, shape=(*head, *shape), reshape=tuple(dims))
     narrowed = tuple(axis if dim < 0 else dim for dim, axis in zip(dims, graph, strict=True))
     return replace(tensor, shape=(*head, *narrowed))
+
+
+def _freed(tensor: Tensor, written: Written | None, config: pb.ModelConfig) -> Tensor:
+    """Dims of −1 say of an input that any size will do, whatever the graph calls its axes.
+
+    A padded axis is one for all inputs: they are padded, and their outputs trimmed, to one length.
+    """
+    if written is None or written.HasField("reshape"):
+        return tensor
+    names = tensor.shape[len(tensor.shape) - len(written.dims) :]
+    padded = config.parameters[AXIS].string_value if AXIS in config.parameters else None
+    free = [name for name, dim in zip(names, written.dims, strict=True) if dim < 0 and isinstance(name, str)]
+    return replace(tensor, free=frozenset(name for name in free if name != padded))
 
 
 def _declared(written: Written, batched: bool, *, optional: bool) -> Tensor:

@@ -118,11 +118,12 @@ class RequestReader:
             raise self._wrong("inputs", f"input {missing[0]!r} is missing; expected {_listed(self.signature.inputs)}")
 
     def _check_axes(self, tensors: Sequence[pb.ModelInferRequest.InferInputTensor]) -> None:
-        """Dynamic axes with one name have one size."""
+        """Dynamic axes with one name have one size, unless the configuration frees them."""
         sizes: dict[str, tuple[int, str]] = {}
         for index, tensor in enumerate(tensors):
-            for axis, size in zip(self.signature.inputs[tensor.name].shape, tensor.shape, strict=True):
-                if isinstance(axis, str):
+            spec = self.signature.inputs[tensor.name]
+            for axis, size in zip(spec.shape, tensor.shape, strict=True):
+                if isinstance(axis, str) and axis not in spec.free:
                     known, first = sizes.setdefault(axis, (size, tensor.name))
                     if size != known:
                         raise self._wrong(

@@ -17,7 +17,8 @@ Axis = int | str
 class Tensor:
     """One named input or output. An axis is a size, or the name of a dynamic axis.
 
-    `reshape` is the shape without the batch axis that the graph has in place of this one.
+    `reshape` is the shape without the batch axis that the graph has in place of this one. Axes with one name have one
+    size in all inputs, but for those that are `free`.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Tensor:
     shape: tuple[Axis, ...]
     optional: bool = False
     reshape: tuple[int, ...] | None = None
+    free: frozenset[str] = frozenset()
 
     @property
     def wire_shape(self) -> list[int]:

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 import structlog
 from google.protobuf import json_format
+from onnx import helper
 from tests.integration.inference import graphs
 from tests.integration.inference.fleet import Inference, eventually, folder_server, infer_request, put_model
 
@@ -177,6 +178,47 @@ async def test_an_ensemble_that_is_part_of_itself_fails_and_waits_for_nothing(tm
         for name in ("self", "chicken", "egg"):
             assert index[name][1] == "UNAVAILABLE"
             assert "part of itself" in index[name][2]
+
+
+@pytest.mark.parametrize(
+    ("config", "fits"),
+    [
+        ("", False),
+        ("input { name: 'a' dims: [-1] } input { name: 'b' dims: [-1] }", True),
+        ("input { name: 'a' dims: [-1] } input { name: 'b' }", True),
+        ("max_batch_size: 0 input { name: 'a' dims: [4] } input { name: 'b' dims: [2] }", True),
+    ],
+)
+async def test_dims_of_minus_one_free_axes_of_one_name(tmp_path: Path, config: str, fits: bool) -> None:
+    bundle = graphs.bundle_of(
+        [helper.make_node("ReduceSum", [name], [f"sum_{name}"], keepdims=1) for name in "ab"],
+        [graphs.value(name, "FP32", ["length"]) for name in "ab"],
+        [graphs.value(f"sum_{name}", "FP32", [1]) for name in "ab"],
+    )
+    put_model(tmp_path / "models", "sums", bundle, config=config)
+    async with serving(tmp_path, "none") as server:
+        await server.settled(0)
+        request = infer_request("sums", {"a": np.ones(4, np.float32), "b": np.ones(2, np.float32)})
+        if fits:
+            answer = await server.oip.ModelInfer(request)
+            assert [np.frombuffer(raw, np.float32)[0] for raw in answer.raw_output_contents] == [4, 2]
+        else:
+            assert "expected axis 'length' to be 4" in (await failure(server.oip.ModelInfer(request)))[1]
+
+
+async def test_a_batch_or_a_padded_axis_is_never_free(tmp_path: Path) -> None:
+    config = """
+        max_batch_size: 8 input { name: "left" dims: [-1] } input { name: "right" dims: [-1] }
+        parameters { key: "pad_axis" value { string_value: "sequence" } }
+        parameters { key: "pad_buckets" value { string_value: "8" } }
+    """
+    put_model(tmp_path / "models", "pair", graphs.pair(), config=config)
+    async with serving(tmp_path, "none") as server:
+        await server.settled(0)
+        for right, axis in (((2, 4), "sequence"), ((1, 3), "batch")):
+            inputs = {"left": np.ones((2, 3), np.int32), "right": np.ones(right, np.int32)}
+            details = (await failure(server.oip.ModelInfer(infer_request("pair", inputs))))[1]
+            assert f"expected axis '{axis}' to be" in details
 
 
 # Mode poll.
