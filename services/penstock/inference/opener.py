@@ -1,7 +1,8 @@
 """Opens models of every kind, and chooses who schedules their requests."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from penstock.inference.batch_options import BatchOptions
 from penstock.inference.batcher import Batcher
@@ -22,6 +23,7 @@ from penstock.inference.sequences import SequenceLimits, SequenceScheduler, visi
 from penstock.inference.signature import Signature
 from penstock.inference.statistics import Statistics
 from penstock.oip.model_config_pb2 import ModelConfig
+from penstock.rpc.errors import PenstockError
 
 # Sequences of one version that live at once, where its configuration names no number of candidates.
 _MAX_SEQUENCES = 10_000
@@ -48,9 +50,10 @@ class ModelOpener:
     async def _open_onnx(self, files: ModelFiles) -> Loaded:
         model = await open_onnx_model(files, self._options)
         statistics = Statistics()
-        if model.config.HasField("sequence_batching"):
-            return self._sequences(files, model.engines, model.signature, model.config, statistics)
-        scheduler = self._batcher(files, model.engines, model.signature, model.config, model.loop_rows, statistics)
+        with _closed_on_error(model.engines):
+            if model.config.HasField("sequence_batching"):
+                return self._sequences(files, model.engines, model.signature, model.config, statistics)
+            scheduler = self._batcher(files, model.engines, model.signature, model.config, model.loop_rows, statistics)
         return Loaded(model.signature, model.config, files.labels, scheduler, statistics)
 
     async def _open_python(self, files: ModelFiles) -> Loaded:
@@ -58,12 +61,14 @@ class ModelOpener:
         config = completed(files.config, files.model, signature, self._options.max_batch_size, ())
         engines = await asyncio.to_thread(open_python_model, files, config, signature, trusted=files.trusted)
         statistics = Statistics()
-        if config.HasField("sequence_batching"):
-            return self._sequences(files, engines, signature, config, statistics)
-        if config.model_transaction_policy.decoupled or not config.HasField("dynamic_batching"):
-            scheduler: Scheduler = PythonScheduler(files.title, engines, StreamLimits(self._max_queue_size), statistics)
-        else:
-            scheduler = self._batcher(files, engines, signature, config, 0, statistics)
+        with _closed_on_error(engines):
+            if config.HasField("sequence_batching"):
+                return self._sequences(files, engines, signature, config, statistics)
+            if config.model_transaction_policy.decoupled or not config.HasField("dynamic_batching"):
+                limits = StreamLimits(self._max_queue_size)
+                scheduler: Scheduler = PythonScheduler(files.title, engines, limits, statistics)
+            else:
+                scheduler = self._batcher(files, engines, signature, config, 0, statistics)
         return Loaded(signature, config, files.labels, scheduler, statistics)
 
     async def _open_ensemble(self, files: ModelFiles) -> Loaded:
@@ -98,6 +103,8 @@ class ModelOpener:
         statistics: Statistics,
     ) -> Scheduler:
         options = BatchOptions.of(config, self._max_queue_size)
+        if options.padding is not None:
+            options.padding.check(signature, options.max_batch_size)
         instances = [Instance(engine, signature, options.padding, loop_rows) for engine in engines]
         return self._cached(Batcher(files.title, instances, signature, options, statistics), config, statistics)
 
@@ -105,3 +112,14 @@ class ModelOpener:
         if self._cache is None or not config.response_cache.enable:
             return scheduler
         return CachedScheduler(scheduler, self._cache, statistics)
+
+
+@contextmanager
+def _closed_on_error(engines: Sequence[Engine]) -> Iterator[None]:
+    """Engines belong to who opened them until a scheduler has them."""
+    try:
+        yield
+    except PenstockError:
+        for engine in engines:
+            engine.close()
+        raise

@@ -5,16 +5,20 @@ to pad to (`16,32,64,128`), and `pad_value:<input>` is what an input is padded w
 model that does not see the padding, by a mask for example, gives the answers it gives without.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from penstock.inference.signature import Tensor
-from penstock.inference.tensors import Array
+from penstock.inference.signature import BATCH, Signature, Tensor
+from penstock.inference.tensors import BOOL, BYTES, Array, Datatype
 from penstock.oip.model_config_pb2 import ModelConfig
 from penstock.rpc.errors import WrongStateError
+
+# Rows of a run times the length of the longest bucket: short rows become long ones in memory.
+MAX_PADDED = 2**24
 
 AXIS, BUCKETS, VALUE = "pad_axis", "pad_buckets", "pad_value:"
 
@@ -26,6 +30,35 @@ class Padding:
     axis: str
     buckets: tuple[int, ...]
     values: Mapping[str, float]
+
+    def check(self, signature: Signature, max_batch_size: int) -> None:
+        """Raises `WrongStateError` where the inputs of a signature cannot be padded like this."""
+        if not signature.batched:
+            raise _wrong(f"{AXIS} needs a model with a batch axis, because padded rows share runs")
+        if self.axis == BATCH:
+            raise _wrong(f"{AXIS} expected a dynamic axis other than {BATCH!r}, which is not padded")
+        if self.buckets[-1] * max_batch_size > MAX_PADDED:
+            raise _wrong(
+                f"{BUCKETS} expected lengths of at most {MAX_PADDED // max_batch_size} with a max_batch_size of "
+                f"{max_batch_size}; got {self.buckets[-1]}"
+            )
+        padded = [tensor for tensor in signature.inputs.values() if self.axis in tensor.shape]
+        if all(tensor.optional for tensor in padded):
+            known = {axis for tensor in signature.inputs.values() for axis in tensor.shape[1:] if isinstance(axis, str)}
+            raise _wrong(
+                f"{AXIS} expected a dynamic axis of an input that is not optional, of "
+                f"{', '.join(sorted(known)) or 'which there is none'}; got {self.axis[:80]!r}"
+            )
+        if twice := [one for one in (*padded, *signature.outputs.values()) if one.shape.count(self.axis) > 1]:
+            raise _wrong(f"{AXIS} {self.axis!r} stands twice in '{twice[0]}', and one of them would not be padded")
+        if texts := [tensor for tensor in padded if tensor.datatype is BYTES]:
+            raise _wrong(f"{AXIS} {self.axis!r} is one of input '{texts[0]}', and text cannot be padded")
+        by_name = {tensor.name: tensor for tensor in padded}
+        for name, value in self.values.items():
+            if name not in by_name:
+                raise _wrong(f"{VALUE}{name[:80]} expected an input with axis {self.axis!r}: {', '.join(by_name)}")
+            if not _fits(value, by_name[name].datatype):
+                raise _wrong(f"{VALUE}{name} expected a value of {by_name[name].datatype.name}; got {value:g}")
 
     def bucket(self, length: int) -> int:
         """The length to pad to; a length above every bucket stays as it is."""
@@ -50,6 +83,22 @@ class Padding:
         if at is None:
             return array
         return array[(slice(None),) * at + (slice(length),)]
+
+
+def _wrong(text: str) -> WrongStateError:
+    return WrongStateError(f"The configuration's parameter {text}.")
+
+
+def _fits(value: float, datatype: Datatype) -> bool:
+    """Whether a datatype has a value, exactly or, of a fraction, nearly."""
+    if datatype is BOOL:
+        return value in (0, 1)
+    if datatype.dtype.kind in "iu":
+        limits = np.iinfo(datatype.dtype)
+        return value.is_integer() and limits.min <= value <= limits.max
+    # Too large a number becomes infinite.
+    with np.errstate(over="ignore"):
+        return math.isinf(value) or not math.isinf(float(np.float64(value).astype(datatype.dtype)))
 
 
 def padding_of(config: ModelConfig) -> Padding | None:

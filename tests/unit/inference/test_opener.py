@@ -31,6 +31,10 @@ OPTIONS = OnnxOptions(
 )
 
 
+def no_models(name: str, version: str) -> Member:
+    raise WrongStateError(f"There is no model {name!r}.")
+
+
 async def opened(
     folder: Path, bundle: graphs.Bundle, config: str = "", signature: Signature | None = None, **options: object
 ) -> Loaded:
@@ -39,10 +43,6 @@ async def opened(
     for name, data in bundle.files.items():
         (version / name).write_bytes(data)
     parsed = text_format.Parse(config, pb.ModelConfig())
-
-    def no_models(name: str, version: str) -> Member:
-        raise WrongStateError(f"There is no model {name!r}.")
-
     opener = ModelOpener(replace(OPTIONS, **options), 10, None, no_models)
     return await opener.open(ModelFiles("m", 1, version, parsed, signature, {}))
 
@@ -259,3 +259,85 @@ async def test_padded_rows_answer_as_they_would_alone(tmp_path: Path) -> None:
         given = np.arange(length, dtype=np.float32)[np.newaxis]
         assert (await answers(loaded, x=given))[0].tolist() == given.tolist()
     await loaded.scheduler.close()
+
+
+def padding(axis: str = "sequence", buckets: str = "4,8", **values: str) -> str:
+    parameters = {
+        "pad_axis": axis,
+        "pad_buckets": buckets,
+        **{f"pad_value:{name}": text for name, text in values.items()},
+    }
+    return "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}' for key, text in parameters.items()
+    )
+
+
+def same(datatype: str, *axes: int | str) -> graphs.Bundle:
+    return graphs.identity(datatype, ["batch", *axes])
+
+
+NOT_PADDED = {
+    "an axis that no input has": (same("FP32", "sequence"), padding("length"), "an input .* of sequence; got 'length'"),
+    "no dynamic axis": (same("FP32", 3), padding(), "of which there is none; got 'sequence'"),
+    "the batch": (same("FP32", "sequence"), padding("batch"), "other than 'batch'"),
+    "no batch": (graphs.identity("FP32", [2, "sequence"]), padding(), "needs a model with a batch axis"),
+    "text": (same("BYTES", "sequence"), padding(), "input 'given: BYTES .batch, sequence.', and text cannot be padded"),
+    "an axis that stands twice": (same("FP32", "sequence", "sequence"), padding(), "stands twice in 'given: FP32"),
+    "a value of no input": (same("FP32", "sequence"), padding(other="0"), "pad_value:other expected an input"),
+    "a fraction": (same("INT32", "sequence"), padding(given="0.5"), "expected a value of INT32; got 0.5"),
+    "a negative number": (same("UINT8", "sequence"), padding(given="-1"), "expected a value of UINT8; got -1"),
+    "a large number": (same("INT64", "sequence"), padding(given="9223372036854775808"), "a value of INT64"),
+    "no number": (same("INT32", "sequence"), padding(given="nan"), "expected a value of INT32; got nan"),
+    "no truth": (same("BOOL", "sequence"), padding(given="2"), "expected a value of BOOL; got 2"),
+    "a number of more bits": (same("FP16", "sequence"), padding(given="70000"), "expected a value of FP16; got 70000"),
+    "too long": (
+        same("FP32", "sequence"),
+        f"max_batch_size: 16 {padding(buckets='8,1048577')}",
+        "lengths of at most 1048576 with a max_batch_size of 16; got 1048577",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_PADDED)
+async def test_padding_that_does_not_fit_the_model_fails_its_load(tmp_path: Path, case: str) -> None:
+    bundle, config, message = NOT_PADDED[case]
+    with pytest.raises(WrongStateError, match=message):
+        await opened(tmp_path, bundle, config)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value"),
+    [
+        ("INT8", "-128"),
+        ("UINT64", "1"),
+        ("BOOL", "1"),
+        ("FP16", "-inf"),
+        ("FP32", "nan"),
+        ("BF16", "0.1"),
+        ("FP64", "1e300"),
+    ],
+)
+async def test_padding_with_a_value_of_the_inputs_datatype_is_served(tmp_path: Path, datatype: str, value: str) -> None:
+    loaded = await opened(tmp_path, same(datatype, "sequence"), padding(given=value))
+    given = np.zeros((1, 3), loaded.signature.inputs["given"].datatype.dtype)
+    assert (await answers(loaded, given=given))[0].tolist() == given.tolist()
+    await loaded.scheduler.close()
+
+
+async def test_a_model_that_cannot_be_scheduled_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "model.py").write_text(
+        f"class Model:\n"
+        f"    def __init__(self, config): pass\n"
+        f"    def infer(self, inputs, parameters): return inputs\n"
+        f"    def close(self): open({str(tmp_path / 'closed')!r}, 'w').close()\n"
+    )
+    config = """
+        backend: "python" max_batch_size: 4 dynamic_batching {}
+        input { name: "x" data_type: TYPE_FP32 dims: [4] } output { name: "y" data_type: TYPE_FP32 dims: [4] }
+    """
+    parsed = text_format.Parse(f"{config} {padding()}", pb.ModelConfig())
+    opener = ModelOpener(OPTIONS, 10, None, no_models)
+    with pytest.raises(WrongStateError, match="of which there is none"):
+        await opener.open(ModelFiles("m", 1, tmp_path / "1", parsed, None, {}, trusted=True))
+    assert (tmp_path / "closed").exists()
