@@ -189,14 +189,14 @@ async def test_an_ensemble_that_is_part_of_itself_fails_and_waits_for_nothing(tm
         ("max_batch_size: 0 input { name: 'a' dims: [4] } input { name: 'b' dims: [2] }", True),
     ],
 )
-async def test_dims_of_minus_one_free_axes_of_one_name(tmp_path: Path, config: str, fits: bool) -> None:
+async def test_dims_of_minus_one_free_axes_of_one_name(tmp_path: Path, config: str, fits: bool, transport: str) -> None:
     bundle = graphs.bundle_of(
         [helper.make_node("ReduceSum", [name], [f"sum_{name}"], keepdims=1) for name in "ab"],
         [graphs.value(name, "FP32", ["length"]) for name in "ab"],
         [graphs.value(f"sum_{name}", "FP32", [1]) for name in "ab"],
     )
     put_model(tmp_path / "models", "sums", bundle, config=config)
-    async with serving(tmp_path, "none") as server:
+    async with serving(tmp_path, transport, "none") as server:
         await server.settled(0)
         request = infer_request("sums", {"a": np.ones(4, np.float32), "b": np.ones(2, np.float32)})
         if fits:
@@ -206,14 +206,14 @@ async def test_dims_of_minus_one_free_axes_of_one_name(tmp_path: Path, config: s
             assert "expected axis 'length' to be 4" in (await failure(server.oip.ModelInfer(request)))[1]
 
 
-async def test_a_batch_or_a_padded_axis_is_never_free(tmp_path: Path) -> None:
+async def test_a_batch_or_a_padded_axis_is_never_free(tmp_path: Path, transport: str) -> None:
     config = """
         max_batch_size: 8 input { name: "left" dims: [-1] } input { name: "right" dims: [-1] }
         parameters { key: "pad_axis" value { string_value: "sequence" } }
         parameters { key: "pad_buckets" value { string_value: "8" } }
     """
     put_model(tmp_path / "models", "pair", graphs.pair(), config=config)
-    async with serving(tmp_path, "none") as server:
+    async with serving(tmp_path, transport, "none") as server:
         await server.settled(0)
         for right, axis in (((2, 4), "sequence"), ((1, 3), "batch")):
             inputs = {"left": np.ones((2, 3), np.int32), "right": np.ones(right, np.int32)}
@@ -287,8 +287,9 @@ async def test_unknown_fields_are_warned_of_once_and_when_they_change(tmp_path: 
         return [log["fields"] for log in logs if log["event"].startswith("unknown fields")]
 
     put_model(folder, "one", graphs.scale(2), config="gone: 1")
+    # On grpcio alone, where the log is this process's.
     with structlog.testing.capture_logs() as logs:
-        async with serving(tmp_path, "poll") as server:
+        async with serving(tmp_path, "grpcio", "poll") as server:
             await becomes(server, "one", 2)
             await asyncio.sleep(0.4)
             assert warned(logs) == [["gone (line 1)"]]
@@ -297,7 +298,7 @@ async def test_unknown_fields_are_warned_of_once_and_when_they_change(tmp_path: 
             await asyncio.sleep(0.4)
         assert warned(logs) == [["gone (line 1)"], ["gone (line 2)"]]
     with structlog.testing.capture_logs() as logs:
-        async with serving(tmp_path, "explicit") as server:
+        async with serving(tmp_path, "grpcio", "explicit") as server:
             await load(server, "one")
     assert warned(logs) == [["gone (line 2)"]]
 
@@ -410,9 +411,9 @@ async def test_an_upload_is_served_in_place_of_the_folder_until_it_is_unloaded(t
         assert {name: entry[:2] for name, entry in (await index_of(server)).items()} == {"one": ("1", "READY")}
 
 
-async def test_uploads_are_gone_when_the_server_has_stopped(tmp_path: Path) -> None:
+async def test_uploads_are_gone_when_the_server_has_stopped(tmp_path: Path, transport: str) -> None:
     files = {"file:1/model.onnx": graphs.scale(3).files["model.onnx"]}
-    async with serving(tmp_path, "explicit") as server:
+    async with serving(tmp_path, transport, "explicit") as server:
         await load(server, "one", {}, **files)
         assert await factor(server, "one") == 3
     assert not [path for path in tmp_path.rglob("uploads/**/*") if path.is_file()]
@@ -500,7 +501,9 @@ async def test_code_that_is_uploaded_is_never_run(bare: Inference, tmp_path: Pat
         ('backend: "python"', {}),
     ],
 )
-async def test_clients_do_not_choose_what_is_run(tmp_path: Path, own: str, given: dict[str, object]) -> None:
+async def test_clients_do_not_choose_what_is_run(
+    tmp_path: Path, own: str, given: dict[str, object], transport: str
+) -> None:
     ran = tmp_path / "ran"
     code = f"open({str(ran)!r}, 'w')\n{SLOW}".encode()
     files = {**graphs.scale(2).files, "other.onnx": graphs.scale(3).files["model.onnx"]}
@@ -510,7 +513,7 @@ async def test_clients_do_not_choose_what_is_run(tmp_path: Path, own: str, given
         "input": [{"name": "rows", "data_type": "TYPE_FP32", "dims": [-1, 4]}],
         "output": [{"name": "scaled", "data_type": "TYPE_FP32", "dims": [-1, 4]}],
     }
-    async with serving(tmp_path, "explicit") as server:
+    async with serving(tmp_path, transport, "explicit") as server:
         code_of, details = await failure(load(server, "one", {**declared, **given}))
         assert (code_of, "only its own config.pbtxt can change" in details) == (
             grpc.StatusCode.FAILED_PRECONDITION,
@@ -519,11 +522,11 @@ async def test_clients_do_not_choose_what_is_run(tmp_path: Path, own: str, given
         assert not ran.exists()
 
 
-async def test_clients_may_change_what_is_run_as_the_operator_says(tmp_path: Path) -> None:
+async def test_clients_may_change_what_is_run_as_the_operator_says(tmp_path: Path, transport: str) -> None:
     slow = graphs.Bundle({"run.py": SLOW.encode()}, graphs.scale(1).signature)
     put_model(tmp_path / "models", "slow", slow, config=f'{SLOW_CONFIG} default_model_filename: "run.py"')
     put_model(tmp_path / "models", "one", graphs.scale(2))
-    async with serving(tmp_path, "explicit") as server:
+    async with serving(tmp_path, transport, "explicit") as server:
         for name in ("slow", "one"):
             await load(server, name)
             answer = await server.oip.ModelConfig(pb.ModelConfigRequest(name=name))
@@ -587,16 +590,16 @@ async def test_an_unload_waits_for_what_is_in_flight(tmp_path: Path, transport: 
         assert (await failure(unload(server, "slow")))[0] is grpc.StatusCode.NOT_FOUND
 
 
-async def test_an_unload_gives_up_the_load_in_progress_and_those_that_wait(tmp_path: Path) -> None:
+async def test_an_unload_gives_up_the_load_in_progress_and_those_that_wait(tmp_path: Path, transport: str) -> None:
     rows = {"data_type": "TYPE_FP32", "dims": ["4"], "zero_data": True}
     config = {"model_warmup": [{"name": "long", "batch_size": 1, "count": 1000, "inputs": {"rows": rows}}]}
     put_model(tmp_path / "models", "other", graphs.scale(2))
-    async with serving(tmp_path, "explicit") as server:
+    async with serving(tmp_path, transport, "explicit") as server:
         files = {"file:1/model.onnx": graphs.slow().files["model.onnx"]}
         loads = [asyncio.ensure_future(failure(load(server, "slow", config, **files))) for _ in range(2)]
 
         async def loading() -> bool:
-            return (await index_of(server)).get("slow", ("", "", ""))[1] == "LOADING" and len(uploads(tmp_path)) == 2
+            return (await index_of(server)).get("slow", ("", "", ""))[1] == "LOADING" and len(uploads(server)) == 2
 
         await eventually(loading)
         async with asyncio.timeout(5):
@@ -608,7 +611,7 @@ async def test_an_unload_gives_up_the_load_in_progress_and_those_that_wait(tmp_p
                 )
             # Its run has ended: the one place to open models in is free.
             await load(server, "other")
-        assert (await index_of(server), uploads(tmp_path)) == ({"other": ("1", "READY", "")}, [])
+        assert (await index_of(server), uploads(server)) == ({"other": ("1", "READY", "")}, [])
 
 
 async def test_a_client_that_hangs_up_leaves_the_model_in_order(tmp_path: Path, transport: str) -> None:

@@ -193,12 +193,12 @@ async def test_external_data_is_read_from_the_bundle(tmp_path: Path, transport: 
     assert not list((tmp_path / "home" / "inference" / "workspace").iterdir())
 
 
-async def test_the_configuration_chooses_among_the_files_of_the_bundle(tmp_path: Path) -> None:
+async def test_the_configuration_chooses_among_the_files_of_the_bundle(tmp_path: Path, transport: str) -> None:
     registry = Registry(tmp_path / "registry")
     files = {**graphs.scale(2).files, "net.onnx": graphs.scale(3).files["model.onnx"]}
     bundle = graphs.with_config(graphs.Bundle(files, graphs.scale(3).signature), 'default_model_filename: "net.onnx"')
     await registry.deploy(scale=[(await registry.add("scale", 1, bundle), 100)])
-    async with registry.running() as port, inference_server(tmp_path / "home", port) as inference:
+    async with registry.running() as port, inference_server(tmp_path / "home", port, transport) as inference:
         await inference.settled()
         assert factor(await inference.infer("scale", ROWS)) == 3
 
