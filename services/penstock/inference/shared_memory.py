@@ -178,8 +178,9 @@ def check_bounds(name: str, region_size: int, offset: int, byte_size: int, most:
     """A tensor's window lies inside its region, and is not larger than this server takes."""
     if offset < 0:
         raise InvalidFieldError.of(OFFSET, f"expected at least 0; got {offset}")
-    if byte_size < 1:
-        raise InvalidFieldError.of(BYTE_SIZE, f"expected at least 1; got {byte_size}")
+    # A tensor with an axis of zero has no bytes.
+    if byte_size < 0:
+        raise InvalidFieldError.of(BYTE_SIZE, f"expected at least 0; got {byte_size}")
     if offset + byte_size > region_size:
         raise InvalidFieldError.of(
             BYTE_SIZE,

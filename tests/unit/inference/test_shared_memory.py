@@ -132,7 +132,7 @@ def test_only_plain_objects_are_opened(memory: SharedMemory, make: Callable[[Pat
 
 @pytest.mark.parametrize(
     ("offset", "byte_size"),
-    [(0, 0), (0, -1), (-1, 1), (0, 4097), (4096, 1), (4090, 7), (2**63, 1), (0, 2**63), (2**64 - 1, 2), (-(2**63), 1)],
+    [(0, -1), (-1, 1), (0, 4097), (4096, 1), (4090, 7), (2**63, 1), (0, 2**63), (2**64 - 1, 2), (-(2**63), 1)],
 )
 def test_windows_lie_inside(memory: SharedMemory, new_object: Callable[..., str], offset: int, byte_size: int) -> None:
     key = new_object()
@@ -155,7 +155,7 @@ def test_nothing_outside_the_registered_window_is_reached(start: int, size: int,
     memory = SharedMemory(allowed=True)
     try:
         memory.register("r", path.name, start, size)
-        if offset >= 0 and byte_size >= 1 and offset + byte_size <= size:
+        if offset >= 0 and byte_size >= 0 and offset + byte_size <= size:
             assert memory.read("r", offset, byte_size).tobytes() == CONTENT[start + offset :][:byte_size]
         else:
             with pytest.raises(InvalidFieldError):
@@ -163,6 +163,21 @@ def test_nothing_outside_the_registered_window_is_reached(start: int, size: int,
     finally:
         memory.close()
         path.unlink()
+
+
+def test_a_tensor_of_no_bytes_may_lie_in_a_region_and_a_region_of_none_is_refused(
+    memory: SharedMemory, new_object: Callable[..., str]
+) -> None:
+    key = new_object()
+    with pytest.raises(InvalidFieldError, match="byte_size: expected at least 1; got 0"):
+        memory.register("r", key, 0, 0)
+    memory.register("r", key, 0, 4096)
+    for offset in (0, 4096):
+        assert memory.read("r", offset, 0).tobytes() == b""
+        memory.write("r", offset, 0, b"")
+    with pytest.raises(InvalidFieldError, match="room for 1 bytes"):
+        memory.write("r", 0, 0, b"x")
+    assert (SHM / key).read_bytes() == CONTENT
 
 
 def test_an_output_must_fit(memory: SharedMemory, new_object: Callable[..., str]) -> None:
