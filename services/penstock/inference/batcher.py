@@ -20,7 +20,7 @@ from penstock.inference.queue import Queue, Waiting
 from penstock.inference.signature import Signature
 from penstock.inference.statistics import Statistics
 from penstock.inference.tensors import Array
-from penstock.rpc.errors import DeadlineError, InvalidFieldError, NotReadyError
+from penstock.rpc.errors import DeadlineError, NotReadyError
 from penstock.rpc.logs import debug_enabled
 
 _log = structlog.get_logger("penstock.inference.batcher")
@@ -72,8 +72,8 @@ class Batcher:
     async def infer(self, inference: Inference) -> list[Array]:
         """The wanted outputs of one request. A caller that is cancelled while it waits is not run.
 
-        Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long,
-        `InvalidFieldError` for a priority that the model does not have, and what the engine raises.
+        Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long, and
+        what the engine raises.
         """
         loop = asyncio.get_running_loop()
         if not self._crowded and self._may_run_alone(inference):
@@ -108,14 +108,10 @@ class Batcher:
         self, loop: asyncio.AbstractEventLoop, inference: Inference, answer: "asyncio.Future[list[Array]]"
     ) -> None:
         options = self._options
-        level = inference.priority or options.default_level
+        # As in Triton, a level that the model does not have is its default level.
+        level = inference.priority if 0 < inference.priority <= options.priority_levels else options.default_level
         if self._draining:
             self._reject(inference, f"{self._title} is being unloaded. Send the request again.")
-        if level > options.priority_levels:
-            raise InvalidFieldError.of(
-                "parameters[priority]",
-                f"{self._title}: expected a level of 1 to {options.priority_levels}, or 0; got {level}",
-            )
         policy = options.policy(level)
         if self._queue.length(level) >= policy.max_queue_size:
             self._queue.discard_left(level)

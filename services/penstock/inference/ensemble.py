@@ -153,14 +153,12 @@ class EnsembleScheduler:
             timeout_us -= (perf_counter_ns() - inference.arrival_ns) // 1000
             if timeout_us <= 0:
                 raise DeadlineError(f"{self._title}: the request's timeout passed before {step.title}.")
-        batching = member.config.dynamic_batching
         answers = await member.infer(
             Inference(
                 inputs,
                 tuple(outputs),
                 self._rows(step, member, inputs),
-                # As in Triton, a level that the model does not have is its default level.
-                priority=inference.priority if inference.priority <= batching.priority_levels else 0,
+                priority=inference.priority,
                 timeout_us=timeout_us,
                 sequence=inference.sequence,
                 parameters=inference.parameters,

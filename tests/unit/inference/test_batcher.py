@@ -15,7 +15,7 @@ from penstock.inference.padding import Padding
 from penstock.inference.signature import Signature
 from penstock.inference.statistics import Statistics
 from penstock.inference.tensors import Array
-from penstock.rpc.errors import DeadlineError, InvalidFieldError, NotReadyError, PenstockError
+from penstock.rpc.errors import DeadlineError, NotReadyError, PenstockError
 
 QUEUE = 6
 OPTIONS = BatchOptions(max_batch_size=4, default_policy=QueuePolicy(max_queue_size=QUEUE))
@@ -219,21 +219,19 @@ async def test_a_preferred_size_is_waited_for_no_longer_than_the_delay() -> None
     await hasty.close()
 
 
-async def test_an_urgent_request_goes_first_and_a_level_too_many_is_refused() -> None:
+async def test_an_urgent_request_goes_first_and_a_level_too_many_is_the_default_one() -> None:
     engine = GatedEngine()
     options = replace(OPTIONS, max_batch_size=1, priority_levels=2, default_level=2)
     batcher = batcher_of(engine, options=options)
     first = await busy(engine, batcher)
     urgent = rows(3)
     urgent.priority = 1
-    waiting = await enqueued(batcher, rows(1), rows(2), urgent)
-    wrong = rows(4)
-    wrong.priority = 3
-    with pytest.raises(InvalidFieldError, match="a level of 1 to 2, or 0; got 3"):
-        await batcher.infer(wrong)
+    unknown = rows(4)
+    unknown.priority = 3
+    waiting = await enqueued(batcher, rows(1), unknown, rows(2), urgent)
     engine.open()
     await asyncio.gather(first, *waiting)
-    assert [run[0, 0] for run in engine.runs] == [0, 3, 1, 2]
+    assert [run[0, 0] for run in engine.runs] == [0, 3, 1, 4, 2]
     await batcher.close()
 
 

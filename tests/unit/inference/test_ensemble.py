@@ -224,12 +224,11 @@ async def test_a_step_that_fails_ends_the_others(server: Server) -> None:
 async def test_time_and_priority_reach_the_steps(server: Server) -> None:
     chain = step("double", "rows=in", "scaled=mid") + step("triple", "rows=mid", "scaled=out")
     ensemble = server.ensemble(chain).scheduler
-    server.models["double"].config.dynamic_batching.priority_levels = 2
     [out] = await ensemble.infer(request(timeout_us=10_000_000, priority=2))
     assert (out == ROWS * 6).all()
     first, second = (server.models[name].seen[0] for name in ("double", "triple"))  # type: ignore[attr-defined]
     assert 0 < second.timeout_us <= first.timeout_us < 10_000_000
-    assert (first.priority, second.priority) == (2, 0)
+    assert (first.priority, second.priority) == (2, 2)
 
 
 async def test_ensembles_nest(server: Server) -> None:
