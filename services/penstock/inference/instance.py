@@ -14,6 +14,7 @@ from penstock.inference.inference import Inference, Run
 from penstock.inference.padding import Padding
 from penstock.inference.signature import Signature
 from penstock.inference.tensors import Array
+from penstock.rpc.errors import PenstockError
 
 Outcome = list[Array] | Exception
 
@@ -45,7 +46,7 @@ class Instance:
             return [Executed(run, self._together(batch, run, stop))]
         except Exception as error:  # whatever it is, it belongs to the caller and not to this thread
             if len(batch) == 1:
-                return [Executed(run, [error])]
+                return [Executed(run, [public_error(title, error)])]
             _log.warning("batch failed, running its requests one by one", version=title, error=str(error))
         return [executed for one in batch for executed in self.run(title, [one], stop)]
 
@@ -70,3 +71,14 @@ class Instance:
         arrays = self._engine.run(inputs, names, stop)
         run.ran_ns = perf_counter_ns()
         return self._gatherer.answers(batch, names, arrays)
+
+
+def public_error(title: str, error: Exception) -> PenstockError:
+    """What a failed run's caller may know of it; the log has all of what nobody expected.
+
+    A future takes any error but StopIteration: its caller would wait for ever.
+    """
+    if isinstance(error, PenstockError):
+        return error
+    _log.error("a run failed unexpectedly", version=title, exc_info=error)
+    return PenstockError(f"{title}: unexpected {type(error).__name__} while running; the server's log has the details.")

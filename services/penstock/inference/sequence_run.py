@@ -9,6 +9,7 @@ import structlog
 
 from penstock.inference.engine import Engine
 from penstock.inference.inference import Inference, Run
+from penstock.inference.instance import public_error
 from penstock.inference.sequence_config import SequenceConfig, State, fits
 from penstock.inference.tensors import Array
 from penstock.rpc.errors import PenstockError
@@ -56,7 +57,7 @@ class SequenceRunner:
             answers = self._together(rows, steps, run)
         except Exception as error:  # whatever it is, it belongs to the caller and not to this thread
             if len(steps) == 1:
-                return [(run, error)]
+                return [(run, public_error(title, error))]
             _log.warning("batch failed, running its steps one by one", version=title, error=str(error))
         else:
             return [(run, answer) for answer in answers]

@@ -1,6 +1,7 @@
 """Batches: who runs with whom, who never runs, and who gets which answer."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from tests.unit.inference.gated import POISON, GatedEngine, signature_message
 
 from penstock.inference.batch_options import BatchOptions, QueuePolicy
 from penstock.inference.batcher import Batcher
+from penstock.inference.engine import Stop
 from penstock.inference.inference import Inference
 from penstock.inference.instance import Instance
 from penstock.inference.padding import Padding
@@ -153,6 +155,29 @@ async def test_a_bad_row_fails_alone() -> None:
     assert isinstance(bad, PenstockError)
     assert [answer[0].tolist() for answer in (good, other)] == [[[2, 2]], [[6, 6]]]
     assert sizes(engine) == [1, 3, 1, 1, 1]
+    await batcher.close()
+
+
+class StoppingEngine(GatedEngine):
+    """Fails with what no future takes."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
+        super().run(inputs, outputs, stop)
+        raise StopIteration("a secret")
+
+
+@pytest.mark.parametrize("loop_rows", [0, 4])
+async def test_whatever_an_engine_raises_its_caller_gets_an_answer(
+    loop_rows: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = StoppingEngine()
+    engine.open()
+    batcher = batcher_of(engine, loop_rows=loop_rows)
+    for value in range(2):
+        with pytest.raises(PenstockError, match="version 1: unexpected StopIteration while running"):
+            async with asyncio.timeout(10):
+                await batcher.infer(rows(value))
+    assert capsys.readouterr().out.count("a run failed unexpectedly") == 2
     await batcher.close()
 
 
