@@ -31,7 +31,6 @@ class CachedScheduler:
             looked_up_ns = perf_counter_ns() - started_ns
             self._statistics.cache_hit.add(looked_up_ns)
             self._statistics.success.add(looked_up_ns)
-            self._statistics.inference_count += inference.rows
             return list(kept)
         arrays = await self._scheduler.infer(inference)
         answered_ns = perf_counter_ns()

@@ -89,13 +89,14 @@ class Statistics:
         arrivals_ns = 0
         for inference in inferences:
             arrivals_ns += inference.arrival_ns
+            # Not the run's rows: some of those may have been of callers who left.
+            self.inference_count += inference.rows
             observe(run.start_ns - inference.arrival_ns)
         self.success.add(count * run.settled_ns - arrivals_ns, count)
         self.queue.add(count * run.start_ns - arrivals_ns, count)
         self.gather.add(count * gather_ns, count)
         self.run.add(count * run_ns, count)
         self.settle.add(count * settle_ns, count)
-        self.inference_count += run.rows
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.gather_histogram.observe(gather_ns)

@@ -362,3 +362,21 @@ async def test_statistics_count_what_happened() -> None:
     assert statistics.queue.ns > 0
     assert statistics.success.ns >= statistics.queue.ns + statistics.run.ns
     await batcher.close()
+
+
+async def test_rows_of_callers_who_left_during_the_run_are_no_inferences() -> None:
+    engine = GatedEngine()
+    signature, statistics = Signature.of(signature_message()), Statistics()
+    batcher = Batcher("m", [Instance(engine, signature, None, 0)], signature, OPTIONS, statistics)
+    first = await busy(engine, batcher)
+    gone, stays = await enqueued(batcher, rows(1, 3), rows(2))
+    engine.gate.release()
+    async with asyncio.timeout(10):
+        while len(engine.runs) < 2:  # noqa: ASYNC110  # the engine's thread announces nothing
+            await asyncio.sleep(0.001)
+    gone.cancel()
+    engine.open()
+    await asyncio.gather(first, gone, stays, return_exceptions=True)
+    assert sizes(engine) == [1, 4]
+    assert (statistics.inference_count, statistics.execution_count) == (2, 2)
+    await batcher.close()
