@@ -79,12 +79,16 @@ class Batcher:
         if not self._crowded and self._may_run_alone(inference):
             return self._run_alone(loop, inference)
         answer: asyncio.Future[list[Array]] = loop.create_future()
-        self._enqueue(loop, inference, answer)
+        waiting = self._enqueue(loop, inference, answer)
         try:
             return await answer
         except asyncio.CancelledError:
+            self._forget(waiting)
             self._statistics.failed(inference, "CANCELED")
             raise
+        finally:
+            # An error holds this frame; held by it in turn, it would keep the tensors until a garbage collection.
+            del answer, waiting
 
     async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
         """The one answer of a model that is not decoupled."""
@@ -106,28 +110,33 @@ class Batcher:
 
     def _enqueue(
         self, loop: asyncio.AbstractEventLoop, inference: Inference, answer: "asyncio.Future[list[Array]]"
-    ) -> None:
+    ) -> Waiting:
         options = self._options
         # As in Triton, a level that the model does not have is its default level.
         level = inference.priority if 0 < inference.priority <= options.priority_levels else options.default_level
         if self._draining:
             self._reject(inference, f"{self._title} is being unloaded. Send the request again.")
         policy = options.policy(level)
-        if self._queue.length(level) >= policy.max_queue_size:
-            self._queue.discard_left(level)
-            if (size := self._queue.length(level)) >= policy.max_queue_size:
-                self._reject(
-                    inference,
-                    f"{self._title} has {size} requests waiting, as many as max_queue_size allows. "
-                    f"Send the request again after a pause.",
-                )
+        if (size := self._queue.length(level)) >= policy.max_queue_size:
+            self._reject(
+                inference,
+                f"{self._title} has {size} requests waiting, as many as max_queue_size allows. "
+                f"Send the request again after a pause.",
+            )
         waiting = Waiting(inference, row_key(self._signature, options.padding, inference), answer)
         self._queue.append(level, waiting)
         if limit_us := policy.timeout_of(inference.timeout_us):
             waited_too_long = self._delay if policy.delays else self._expire
-            waiting.timer = loop.call_later(limit_us / 1e6, waited_too_long, waiting, level, limit_us)
+            waiting.timer = loop.call_later(limit_us / 1e6, waited_too_long, waiting, limit_us)
         if self._idle and (self._scheduled is None or self._patient):
             self._work_soon(loop)
+        return waiting
+
+    def _forget(self, waiting: Waiting) -> None:
+        """Has a request whose caller no longer waits hold nothing here."""
+        self._queue.discard(waiting)
+        if waiting.timer is not None:
+            waiting.timer.cancel()
 
     def _may_run_alone(self, inference: Inference) -> bool:
         """Whether a request need not wait for the next tick: nobody else came in this one, and it runs on the loop."""
@@ -154,7 +163,10 @@ class Batcher:
         # The answer does not wait for it to be counted.
         loop.call_soon(self._ended_alone, inference, executed.run, outcome)
         if isinstance(outcome, Exception):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del executed, outcome  # as in `infer`
         return outcome
 
     def _ended_alone(self, inference: Inference, run: Run, outcome: Outcome) -> None:
@@ -168,16 +180,17 @@ class Batcher:
         self._statistics.failed(inference, "REJECTED")
         raise NotReadyError(message)
 
-    def _expire(self, waiting: Waiting, level: int, limit_us: int) -> None:
+    def _expire(self, waiting: Waiting, limit_us: int) -> None:
         if not waiting.answer.done():
+            self._forget(waiting)
             self._statistics.failed(waiting.inference, "REJECTED")
             waiting.answer.set_exception(
                 DeadlineError(f"The request's timeout of {limit_us / 1e6:g} s passed before it was run.")
             )
 
-    def _delay(self, waiting: Waiting, level: int, limit_us: int) -> None:
+    def _delay(self, waiting: Waiting, limit_us: int) -> None:
         if not waiting.answer.done():
-            self._queue.put_behind(level, waiting)
+            self._queue.put_behind(waiting)
 
     def _work_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Sees to the queue in the next tick, also where it was to wait for more requests."""

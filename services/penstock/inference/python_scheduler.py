@@ -5,7 +5,7 @@ and does not fill the memory. The event loop owns all state; an instance's threa
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,8 +59,13 @@ class _Stream:
     async def take(self) -> list[Array] | None:
         """The next answer; None at the end. Raises what ended it early."""
         while not self.answers:
-            if self.error is not None:
-                raise self.error
+            error, self.error = self.error, None
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    # It holds this frame; held by it in turn, it would keep the tensors until a garbage collection.
+                    del error
             if self.ended:
                 return None
             self._given.clear()
@@ -115,7 +120,8 @@ class PythonScheduler:
         self._instances = [_Instance(engine) for engine in engines]
         self._decoupled = any(engine.decoupled for engine in engines)
         self._idle = list(self._instances)
-        self._queue: deque[_Stream] = deque()
+        # Unlike a deque, it lets go of one in the middle in no time.
+        self._queue: OrderedDict[_Stream, None] = OrderedDict()
         self._working: set[asyncio.Task[None]] = set()
         self._draining = False
 
@@ -174,7 +180,7 @@ class PythonScheduler:
                 f"request again after a pause."
             )
         stream = _Stream(inference)
-        self._queue.append(stream)
+        self._queue[stream] = None
         if inference.timeout_us:
             loop = asyncio.get_running_loop()
             stream.timer = loop.call_later(inference.timeout_us / 1e6, self._expire, stream)
@@ -188,7 +194,7 @@ class PythonScheduler:
         """Answers what waits, one request after another, until nothing does."""
         try:
             while self._queue:
-                stream = self._queue.popleft()
+                stream, _ = self._queue.popitem(last=False)
                 stream.begun = True
                 if stream.timer is not None:
                     stream.timer.cancel()
@@ -241,7 +247,7 @@ class PythonScheduler:
             )
 
     def _drop(self, stream: _Stream) -> None:
-        self._queue.remove(stream)
+        del self._queue[stream]
         if stream.timer is not None:
             stream.timer.cancel()
 

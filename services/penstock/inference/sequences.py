@@ -81,6 +81,8 @@ class SequenceScheduler:
             self._statistics.failed(inference, "CANCELED")
             self._leave(step)
             raise
+        finally:
+            del step  # an error holds this frame, and must not be held by it in turn
 
     async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
         """The one answer of a step."""

@@ -1,6 +1,7 @@
 """Batches: who runs with whom, who never runs, and who gets which answer."""
 
 import asyncio
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -142,6 +143,32 @@ async def test_a_full_queue_refuses_and_those_who_left_do_not_count() -> None:
     (late,) = await enqueued(batcher, rows(9))
     engine.open()
     await asyncio.gather(first, late, *waiting[1:])
+    await batcher.close()
+
+
+@pytest.mark.parametrize("why", ["left", "expired", "left behind all others"])
+async def test_a_request_that_nobody_waits_for_holds_no_tensors(why: str) -> None:
+    engine = GatedEngine()
+    policy = QueuePolicy(QUEUE, timeout_us=1, delays=True) if why.endswith("others") else QueuePolicy(QUEUE)
+    batcher = batcher_of(engine, options=replace(OPTIONS, default_policy=policy))
+    first = await busy(engine, batcher)
+    request = rows(1)
+    if why == "expired":
+        request.timeout_us = 1
+    tensor = weakref.ref(request.inputs["rows"])
+    gone, stays = await enqueued(batcher, request, rows(2))
+    del request
+    assert batcher.pending == 2
+    await asyncio.sleep(0.01)
+    if why != "expired":
+        gone.cancel()
+    await asyncio.wait([gone])
+    assert gone.cancelled() or isinstance(gone.exception(), DeadlineError)
+    del gone
+    assert batcher.pending == 1
+    assert tensor() is None
+    engine.open()
+    await asyncio.gather(first, stays)
     await batcher.close()
 
 
