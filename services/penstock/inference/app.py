@@ -61,7 +61,9 @@ async def application(settings: InferenceSettings) -> AsyncIterator[Application]
         async def drain() -> None:
             repository.drain()
 
-        servicer = InferenceServicer(repository, control, memory, LogSettings(), tracer, settings.server_name)
+        servicer = InferenceServicer(
+            repository, control, memory, LogSettings(), tracer, settings.server_name, settings.max_message_bytes
+        )
         collector = MetricsCollector(on_loop(asyncio.get_running_loop(), lambda: _snapshot(repository)), loads)
         service = await _with_metrics(settings, servicer, collector, stack)
         yield Application([service, ServingServicer(repository).service()], drain)

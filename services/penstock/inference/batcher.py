@@ -7,7 +7,7 @@ the loop.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter_ns
 
 import structlog
@@ -90,7 +90,7 @@ class Batcher:
             # An error holds this frame; held by it in turn, it would keep the tensors until a garbage collection.
             del answer, waiting
 
-    async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    async def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The one answer of a model that is not decoupled."""
         yield await self.infer(inference)
 

@@ -1,7 +1,7 @@
 """A scheduler whose answers are kept, for models whose configuration switches the response cache on."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from time import perf_counter_ns
 
 from penstock.inference.inference import Inference, Scheduler
@@ -38,7 +38,7 @@ class CachedScheduler:
         self._statistics.cache_miss.add(perf_counter_ns() - answered_ns)
         return arrays
 
-    async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    async def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The one answer."""
         yield await self.infer(inference)
 

@@ -4,7 +4,7 @@ A step begins as soon as its inputs are there, so what does not depend on one an
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
 from time import perf_counter_ns
 
@@ -88,7 +88,7 @@ class EnsembleScheduler:
             _entered.reset(token)
             self._leave()
 
-    async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    async def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The one answer."""
         yield await self.infer(inference)
 

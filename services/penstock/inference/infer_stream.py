@@ -4,10 +4,10 @@ Models that are decoupled answer when and as often as they like; their answers k
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 
 from penstock.inference.wire import InferRequest
-from penstock.rpc.errors import PenstockError
 from penstock.rpc.methods import Encoded
 
 # Requests of one stream that are worked on at once, and answers that wait for the client to read. Who sends more, or
@@ -15,67 +15,92 @@ from penstock.rpc.methods import Encoded
 _MAX_IN_FLIGHT = 256
 _MAX_UNREAD = 16
 
-Answers = Callable[[InferRequest], AsyncIterator[Encoded]]
+Answers = Callable[[InferRequest], AsyncGenerator[Encoded]]
 
 
 class InferStream:
-    """`answers` gives the answers to one request and raises nothing; `in_order` says whether they keep their place."""
+    """`answers` gives the answers to one request and raises nothing; `in_order` says whether they keep their place.
 
-    def __init__(self, answers: Answers, in_order: Callable[[InferRequest], bool]) -> None:
+    Above `max_bytes` in requests that are worked on and answers that are unread, no further request is begun.
+    """
+
+    def __init__(self, answers: Answers, in_order: Callable[[InferRequest], bool], max_bytes: int) -> None:
         self._answers = answers
         self._in_order = in_order
-        self._unread: asyncio.Queue[Encoded | None] = asyncio.Queue(_MAX_UNREAD)
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._fewer_bytes = asyncio.Event()
+        # None: there will be no more. That finds a place whoever reads, so the answers' places are counted apart.
+        self._unread: asyncio.Queue[Encoded | None] = asyncio.Queue()
+        self._places = asyncio.Semaphore(_MAX_UNREAD)
         self._free = asyncio.Semaphore(_MAX_IN_FLIGHT)
         # Done when the request that came last has been answered.
         self._turn: asyncio.Future[None] | None = None
-        self._unreadable: PenstockError | None = None
+        self._failure: Exception | None = None
 
-    async def responses(self, requests: AsyncIterator[InferRequest]) -> AsyncIterator[Encoded]:
-        """The answers to all requests. When the client has sent its last one, those in flight are finished."""
+    async def responses(self, requests: AsyncIterator[InferRequest]) -> AsyncGenerator[Encoded]:
+        """The answers to all requests. When the client has sent its last one, those in flight are finished.
+
+        When it is closed, nothing of the stream is worked on any more.
+        """
         working = asyncio.create_task(self._work(requests))
         try:
             while (answer := await self._unread.get()) is not None:
+                self._places.release()
                 yield answer
-            await working
-            if self._unreadable is not None:
-                raise self._unreadable
+                self._let_go(answer.size)
+            if self._failure is not None:
+                raise self._failure
         finally:
             working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
     async def _work(self, requests: AsyncIterator[InferRequest]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                await self._begin_all(requests, group)
+                try:
+                    await self._begin_all(requests, group)
+                except Exception as error:
+                    # Bytes that are no request end the stream, once those before them have been answered.
+                    self._failure = error
         finally:
-            # A stream that was cut off has no reader any more.
-            if not self._unread.full():
-                self._unread.put_nowait(None)
-            else:
-                await self._unread.put(None)
+            self._unread.put_nowait(None)
 
     async def _begin_all(self, requests: AsyncIterator[InferRequest], group: asyncio.TaskGroup) -> None:
-        try:
-            async for request in requests:
-                await self._free.acquire()
-                before, done = self._turn, asyncio.get_running_loop().create_future()
-                if self._in_order(request):
-                    self._turn = done
-                else:
-                    before = None
-                group.create_task(self._answer(request, before, done))
-        except PenstockError as error:
-            # Bytes that are no request end the stream, once those before them have been answered.
-            self._unreadable = error
+        async for request in requests:
+            await self._free.acquire()
+            await self._room(request.size)
+            before, done = self._turn, asyncio.get_running_loop().create_future()
+            if self._in_order(request):
+                self._turn = done
+            else:
+                before = None
+            group.create_task(self._answer(request, before, done))
 
     async def _answer(
         self, request: InferRequest, before: "asyncio.Future[None] | None", done: "asyncio.Future[None]"
     ) -> None:
         try:
-            async for answer in self._answers(request):
-                if before is not None and not before.done():
-                    await before
-                await self._unread.put(answer)
+            async with aclosing(self._answers(request)) as answers:
+                async for answer in answers:
+                    self._bytes += answer.size
+                    if before is not None and not before.done():
+                        await before
+                    await self._places.acquire()
+                    self._unread.put_nowait(answer)
         finally:
             self._free.release()
+            self._let_go(request.size)
             if not done.done():
                 done.set_result(None)
+
+    async def _room(self, size: int) -> None:
+        """Returns when so many bytes more may be held; one request may be of any size."""
+        while self._bytes and self._bytes + size > self._max_bytes:
+            self._fewer_bytes.clear()
+            await self._fewer_bytes.wait()
+        self._bytes += size
+
+    def _let_go(self, size: int) -> None:
+        self._bytes -= size
+        self._fewer_bytes.set()

@@ -1,7 +1,7 @@
 """What the parts of the inference service hand to one another: a request, its run, and who runs it."""
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
@@ -66,7 +66,7 @@ class Scheduler(Protocol):
         `UnimplementedError` for a decoupled model, and what the model raises.
         """
 
-    def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The answers one by one: exactly one, or, from a decoupled model, any number. Raises as `infer`."""
 
     @property

@@ -1,10 +1,14 @@
 """The Open Inference Protocol with Triton's extensions, over the repository and what is beside it."""
 
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
+
+import structlog
+from structlog.contextvars import get_contextvars
 
 from penstock.inference.control import ModelControl
 from penstock.inference.cuda_memory import CudaMemory
@@ -19,14 +23,15 @@ from penstock.inference.request import RequestReader
 from penstock.inference.response import ResponseWriter, final_only, stream_error
 from penstock.inference.served_version import ServedVersion, State
 from penstock.inference.shared_memory import SharedMemory
-from penstock.inference.tensors import Array, Buffer
+from penstock.inference.tensors import Buffer
 from penstock.inference.tracing import Tracer, traceparent_of
 from penstock.inference.wire import LARGE_BYTES, InferRequest, read_infer_request, stream_parts
 from penstock.oip import inference_pb2 as pb
 from penstock.oip import inference_pb2_grpc as rpc
 from penstock.rpc.errors import NotFoundError, NotReadyError, PenstockError, UnimplementedError
-from penstock.rpc.methods import Encoded
+from penstock.rpc.methods import Encoded, check_answer
 from penstock.rpc.server import Service
+from penstock.rpc.status import to_status
 
 if TYPE_CHECKING:
     import grpc
@@ -51,6 +56,11 @@ EXTENSIONS = (
 
 # A line in the log for each of these would cost more than the call.
 _QUIET = frozenset({"ModelInfer", "ModelStreamInfer"})
+
+# One stream holds about as many bytes as this many of the largest messages.
+_STREAMED_MESSAGES = 2
+
+_log = structlog.get_logger("penstock.inference.servicer")
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         logs: LogSettings,
         tracer: Tracer,
         server_name: str,
+        max_message_bytes: int,
     ) -> None:
         self._repository = repository
         self._control = control
@@ -94,6 +105,7 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         self._logs = logs
         self._tracer = tracer
         self._server_name = server_name
+        self._max_message_bytes = max_message_bytes
         self._writer = ResponseWriter(memory.write)
         self._plans = Plans()
 
@@ -149,18 +161,21 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         if request.data is not None:
             self._plans.learn(request.data, request, version, inference)
         if self._tracer.settings.active:
-            arrays = await self._traced(version, inference, message.id, context)
+            with self._traced(version, inference, message.id, context):
+                arrays = await version.infer(inference)
         else:
             arrays = await version.infer(inference)
         timings = bool(message.parameters) and RequestParameters(message.parameters).flag(TIMINGS)
         return Encoded(*self._writer.write(message, version, inference, arrays, timings=timings))
 
     async def ModelStreamInfer(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[InferRequest], context: object
+        self, request_iterator: AsyncIterator[InferRequest], context: "Context"
     ) -> AsyncIterator[Encoded]:
-        stream = InferStream(self._stream_answers, self._in_order)
-        async for answer in stream.responses(request_iterator):
-            yield answer
+        answers = partial(self._stream_answers, context)
+        stream = InferStream(answers, self._in_order, _STREAMED_MESSAGES * self._max_message_bytes)
+        async with aclosing(stream.responses(request_iterator)) as responses:
+            async for response in responses:
+                yield response
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: object) -> pb.RepositoryIndexResponse:
         if request.repository_name:
@@ -242,8 +257,8 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
     async def LogSettings(self, request: pb.LogSettingsRequest, context: object) -> pb.LogSettingsResponse:
         return self._logs.update(request)
 
-    async def _stream_answers(self, request: InferRequest) -> AsyncIterator[Encoded]:
-        """The answers to one request of a stream; a failure is an answer, too."""
+    async def _stream_answers(self, context: "Context", request: InferRequest) -> AsyncGenerator[Encoded]:
+        """The answers to one request of a stream; a failure is an answer, too, whatever it is."""
         message = request.message
         try:
             version = self._repository.route(message.model_name, message.model_version)
@@ -251,13 +266,23 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
             parameters = RequestParameters(message.parameters)
             timings, empty_final = parameters.flag(TIMINGS), parameters.flag(EMPTY_FINAL_RESPONSE)
             decoupled = version.config.model_transaction_policy.decoupled
-            async for arrays in version.stream(inference):
-                parts = self._writer.write(message, version, inference, arrays, timings=timings, final=not decoupled)
-                yield Encoded(*stream_parts(parts))
+            traced = self._traced(version, inference, message.id, context)
+            async with aclosing(version.stream(inference)) as answers:
+                with traced:
+                    async for arrays in answers:
+                        parts = self._writer.write(
+                            message, version, inference, arrays, timings=timings, final=not decoupled
+                        )
+                        answer = Encoded(*stream_parts(parts))
+                        check_answer(answer.size, self._max_message_bytes)
+                        yield answer
             if decoupled and empty_final:
                 yield Encoded(*stream_parts(final_only(message, version)))
-        except PenstockError as error:
-            yield Encoded(stream_error(message, error.message))
+        except Exception as error:  # the other requests of the stream have nothing to do with it
+            if not isinstance(error, PenstockError):
+                _log.exception("unexpected error", method="ModelStreamInfer", model=message.model_name[:80])
+            call_id = get_contextvars().get("request_id", "")
+            yield Encoded(stream_error(message, to_status(error, call_id)[1].message))
 
     def _read(self, data: bytes | memoryview) -> InferRequest | PlannedRequest:
         """A request; by the plan for requests like it, if there is one for the version that answers this one."""
@@ -269,16 +294,19 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
             return PlannedRequest(plan, small)
         return read_infer_request(small)
 
-    async def _traced(
+    @contextmanager
+    def _traced(
         self, version: ServedVersion, inference: Inference, request_id: str, context: "Context"
-    ) -> list[Array]:
-        """As the version's `infer`, and told to the tracer if it wants to know of this request."""
-        traceparent = traceparent_of(dict(context.invocation_metadata() or ()))
+    ) -> Iterator[None]:
+        """Tells the tracer of the request that the block answers, if it wants to know of this one."""
+        active = self._tracer.settings.active
+        traceparent = traceparent_of(dict(context.invocation_metadata() or ())) if active else ""
         if not self._tracer.sampled(version.model, traceparent):
-            return await version.infer(inference)
+            yield
+            return
         error = ""
         try:
-            return await version.infer(inference)
+            yield
         except Exception as failure:
             error = str(failure)
             raise

@@ -6,7 +6,7 @@ and does not fill the memory. The event loop owns all state; an instance's threa
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -143,7 +143,7 @@ class PythonScheduler:
             raise PenstockError(f"{self._title} gave no answer.")
         return answer
 
-    async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    async def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The answers as the model gives them. Close it to cancel: the model's generator is then closed, too.
 
         Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long or its

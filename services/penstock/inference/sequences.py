@@ -6,7 +6,7 @@ given what a run needs and gives back what came of it.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
@@ -84,7 +84,7 @@ class SequenceScheduler:
         finally:
             del step  # an error holds this frame, and must not be held by it in turn
 
-    async def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    async def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The one answer of a step."""
         yield await self.infer(inference)
 

@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -117,7 +117,7 @@ class ServedVersion:
         """The wanted outputs. Raises as `loaded` and `Scheduler.infer` do."""
         return await self._held.scheduler.infer(inference)
 
-    def stream(self, inference: Inference) -> AsyncIterator[list[Array]]:
+    def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The answers one by one, as `Scheduler.stream` gives them."""
         return self._held.scheduler.stream(inference)
 

@@ -23,13 +23,14 @@ _LENGTH_DELIMITED = 2
 
 
 class InferRequest:
-    """A request's message, its raw contents in their order, and all of its bytes unless they are many."""
+    """A request's message, its raw contents in their order, its size, and all of its bytes unless they are many."""
 
-    __slots__ = ("data", "message", "raw")
+    __slots__ = ("data", "message", "raw", "size")
 
-    def __init__(self, message: pb.ModelInferRequest, raw: Sequence[Buffer], data: bytes | None) -> None:
+    def __init__(self, message: pb.ModelInferRequest, raw: Sequence[Buffer], size: int, data: bytes | None) -> None:
         self.message = message
         self.raw = raw
+        self.size = size
         self.data = data
 
 
@@ -38,9 +39,9 @@ def read_infer_request(data: bytes | memoryview) -> InferRequest:
     if len(data) < LARGE_BYTES:
         small = bytes(data)
         message = pb.ModelInferRequest.FromString(small)
-        return InferRequest(message, message.raw_input_contents, small)
+        return InferRequest(message, message.raw_input_contents, len(small), small)
     rest, raw = _taken_apart(memoryview(data))
-    return InferRequest(pb.ModelInferRequest.FromString(rest), raw, None)
+    return InferRequest(pb.ModelInferRequest.FromString(rest), raw, len(data), None)
 
 
 def raw_output_parts(raw: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:

@@ -143,6 +143,7 @@ class GrpcApplication:
 
     async def _fail(self, call: AsgiCall, error: BaseException) -> None:
         """Answers with the error's status; where nobody is left to answer, it is only logged."""
+        call.unask()
         if isinstance(error, asyncio.CancelledError) and call.task is not None:
             call.task.uncancel()
             if call.reason == "late":

@@ -5,13 +5,15 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
 from penstock.rpc import calls, frames
 from penstock.rpc.errors import InvalidFieldError
 from penstock.rpc.methods import Buffer, Encoded, Method
+
+_T = TypeVar("_T")
 
 Event = Mapping[str, Any]
 Scope = Mapping[str, Any]
@@ -174,6 +176,12 @@ class AsgiCall:
         self._reading = True
         self._asked = self._receive()
 
+    def unask(self) -> None:
+        """Has nobody wait for what was asked for: the call ends before it is looked at."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asyncio.ensure_future(asked).add_done_callback(_retrieve)
+
     async def _chunk(self) -> bytes:
         """The next bytes of the request; none once it has ended."""
         while self._receiving is not None:
@@ -187,7 +195,7 @@ class AsgiCall:
             self._reading = True
             asked, self._asked = self._asked, None
             try:
-                event = await (asked or self._receive())
+                event = await _uncancelled(asked or self._receive())
             finally:
                 self._reading = False
             self.body_ended = not event.get("more_body", False)
@@ -340,7 +348,7 @@ class AsgiCall:
     async def send(self, event: dict[str, Any]) -> None:
         """Sends an event. pyvoy takes it when it is called: what a cancelled wait has sent is sent."""
         try:
-            await self._send(event)
+            await _uncancelled(self._send(event))
         except Exception as error:
             self.reason = self.reason or "left"
             raise ClientLeftError from error
@@ -357,3 +365,20 @@ class AsgiCall:
             own = ((calls.REQUEST_ID_KEY, request_id), *self._trailing)
             return self.code_set or grpc.StatusCode.UNKNOWN, self._details, own
         return calls.answer_to(error, self.method, request_id, self.code_set)
+
+
+async def _uncancelled(event: Awaitable[_T]) -> _T:
+    """The event, which stays as it is when its waiter is cancelled: pyvoy settles its futures whether or not."""
+    if not asyncio.isfuture(event):
+        return await event
+    try:
+        return await asyncio.shield(event)
+    except asyncio.CancelledError:
+        event.add_done_callback(_retrieve)
+        raise
+
+
+def _retrieve(future: "asyncio.Future[Any]") -> None:
+    """Says that it was seen how a future ended, which nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()

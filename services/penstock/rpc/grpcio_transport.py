@@ -150,13 +150,14 @@ class _Runner:
             call.succeed()
             return response
 
-    async def stream(self, request: Any, context: Context) -> AsyncIterator[bytes]:  # noqa: ANN401  # any message
+    async def stream(self, request: Any, context: Context) -> None:  # noqa: ANN401  # any message
+        """Writes the responses itself: where a write fails, grpc would leave a generator as it is."""
         call = _Call(self.method, self._calls, context)
         try:
             with self._calls.admitted(self.method):
                 async with contextlib.aclosing(self.method.function(self._read(request), context)) as responses:
                     async for response in responses:
-                        yield self._written(response)
+                        await _write(context, self._written(response))
         except BaseException as error:
             await call.fail(error)
             raise
@@ -175,6 +176,14 @@ class _Runner:
         if self.method.request_streaming:
             return remaining_s
         return self._unary_timeout_s if remaining_s is None else min(remaining_s, self._unary_timeout_s)
+
+
+async def _write(context: Context, data: bytes) -> None:
+    try:
+        await context.write(data)
+    except grpc.aio.InternalError as error:
+        # Nobody is there to read it; that the client left is told later, if at all.
+        raise asyncio.CancelledError from error
 
 
 class _Call:

@@ -68,12 +68,17 @@ class Method:
         else:
             data = self.serialize(response)
             size = len(data)
-        if size > self.max_message_bytes:
-            raise LimitExceededError(
-                f"The answer has {size:,} bytes; this server sends at most {self.max_message_bytes:,} in a "
-                f"message. Ask for less at once, or raise max_message_mib."
-            )
+        check_answer(size, self.max_message_bytes)
         return data
+
+
+def check_answer(size: int, most: int) -> None:
+    """Raises `LimitExceededError` for an answer of more bytes than a message may have."""
+    if size > most:
+        raise LimitExceededError(
+            f"The answer has {size:,} bytes; this server sends at most {most:,} in a message. Ask for less at once, or "
+            f"raise max_message_mib."
+        )
 
 
 class _Collector:

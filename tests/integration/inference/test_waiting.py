@@ -71,7 +71,7 @@ class Gated:
 def servicer(repository: Repository) -> InferenceServicer:
     tracer = Tracer(TraceSettings(TraceConfig(), "", "", lambda _: None), 0)
     memory = Memory(SharedMemory(allowed=False), CudaMemory(allowed=False))
-    return InferenceServicer(repository, RegistryControl(repository), memory, LogSettings(), tracer, "gated")
+    return InferenceServicer(repository, RegistryControl(repository), memory, LogSettings(), tracer, "gated", 2**20)
 
 
 @asynccontextmanager
