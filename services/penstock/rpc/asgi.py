@@ -69,9 +69,8 @@ class GrpcApplication:
         try:
             call.ask()
             timer = self._prepare(call, headers)
-            if not method.probe:
-                self._calls.enter()
-                entered = True
+            self._calls.enter(method)
+            entered = True
             if method.response_streaming:
                 await self._stream(call)
             elif method.request_streaming:
@@ -85,7 +84,7 @@ class GrpcApplication:
             call.settled = True
             self._young.pop(call, None)
             if entered:
-                self._calls.leave()
+                self._calls.leave(method)
             if timer is not None:
                 timer.cancel()
 

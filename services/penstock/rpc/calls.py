@@ -40,6 +40,7 @@ class Calls:
         self._prefix = os.urandom(8).hex()
         self._numbers = itertools.count(int.from_bytes(os.urandom(4)))
         self.in_progress = 0
+        self._probes = 0
 
     def next_id(self) -> str:
         """An id for a call whose caller sent none: 32 hexadecimal digits."""
@@ -60,16 +61,23 @@ class Calls:
     @contextlib.contextmanager
     def admitted(self, method: Method) -> Iterator[None]:
         """Counts the call while the block runs; raises the error it is refused with."""
-        if method.probe:
-            yield
-            return
-        self.enter()
+        self.enter(method)
         try:
             yield
         finally:
-            self.leave()
+            self.leave(method)
 
-    def enter(self) -> None:
+    def enter(self, method: Method) -> None:
+        """Admits a call, which has to leave, or raises the error it is refused with.
+
+        Probes are answered whatever else goes on; only those that stay are counted, by themselves.
+        """
+        if method.probe:
+            if method.response_streaming:
+                if self._probes >= self._max_concurrent:
+                    raise LimitExceededError(f"{self._probes:,} probes stay open, as many as this server takes.")
+                self._probes += 1
+            return
         if self._draining:
             raise NotReadyError("The server is shutting down. Call another one, or this one again later.")
         if self.in_progress >= self._max_concurrent:
@@ -78,7 +86,10 @@ class Calls:
             )
         self.in_progress += 1
 
-    def leave(self) -> None:
+    def leave(self, method: Method) -> None:
+        if method.probe:
+            self._probes -= method.response_streaming
+            return
         self.in_progress -= 1
         if self._draining:
             self._ended.set()

@@ -219,6 +219,31 @@ async def test_one_call_too_many_is_refused(transport: str, tmp_path: Path) -> N
 
 
 @each_transport
+async def test_probes_that_stay_are_bounded_too(transport: str, tmp_path: Path) -> None:
+    async with serving(tmp_path, transport=transport, max_concurrent_calls=3) as server, server.channel() as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(8)]
+        first = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
+        refused = [one.code() for one in first if isinstance(one, grpc.aio.AioRpcError)]
+        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 5
+        if transport == "envoy":
+            # Neither of them keeps the other from being answered.
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status
+            assert await ask(channel, b"x") == b"x"
+        for watch in watches:
+            watch.cancel()
+        async with asyncio.timeout(10):
+            while isinstance(await _first(health), grpc.aio.AioRpcError):  # noqa: ASYNC110  # the server tells nobody
+                await asyncio.sleep(0.05)
+
+
+async def _first(health: health_pb2_grpc.HealthStub) -> Any:
+    """The first message of a watch, or how it was refused."""
+    (first,) = await asyncio.gather(health.Watch(health_pb2.HealthCheckRequest()).read(), return_exceptions=True)
+    return first
+
+
+@each_transport
 async def test_answers_are_compressed_where_that_is_set(transport: str, tmp_path: Path) -> None:
     async with serving(tmp_path, transport=transport, response_compression="gzip") as server:
         async with server.channel() as channel:
