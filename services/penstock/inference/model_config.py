@@ -99,7 +99,8 @@ def completed(
     if not config.HasField("version_policy"):
         complete.version_policy.latest.num_versions = 1
     _complete_tensors(complete, signature)
-    if not config.WhichOneof("scheduling_choice") and signature.batched:
+    # A Python model sees each request's parameters unless its owner wants batches.
+    if backend == ONNX and not config.WhichOneof("scheduling_choice") and signature.batched:
         complete.dynamic_batching.SetInParent()
     if backend != ENSEMBLE and not config.instance_group:
         complete.instance_group.add(count=1)

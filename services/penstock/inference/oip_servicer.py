@@ -16,6 +16,7 @@ from penstock.inference.infer_stream import InferStream
 from penstock.inference.inference import Inference
 from penstock.inference.log_settings import LogSettings
 from penstock.inference.messages import model_metadata, model_statistics
+from penstock.inference.model_config import PYTHON
 from penstock.inference.parameters import EMPTY_FINAL_RESPONSE, TIMINGS, RequestParameters
 from penstock.inference.plans import PlannedRequest, Plans
 from penstock.inference.repository import Repository, UnknownModelError
@@ -322,7 +323,14 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         return not config.model_transaction_policy.decoupled
 
     def _reader(self, version: ServedVersion) -> RequestReader:
-        return RequestReader(version.title, version.signature, version.config.max_batch_size, self._memory.read)
+        config = version.config
+        return RequestReader(
+            version.title,
+            version.signature,
+            config.max_batch_size,
+            self._memory.read,
+            any_bytes=config.backend == PYTHON,
+        )
 
     def _ready(self, model: str) -> list[ServedVersion]:
         return [held for held in self._repository.versions(model) if held.state is State.READY]

@@ -64,9 +64,11 @@ class ModelOpener:
         with _closed_on_error(engines):
             if config.HasField("sequence_batching"):
                 return self._sequences(files, engines, signature, config, statistics)
-            if config.model_transaction_policy.decoupled or not config.HasField("dynamic_batching"):
+            decoupled = config.model_transaction_policy.decoupled
+            if decoupled or not config.HasField("dynamic_batching"):
                 limits = StreamLimits(self._max_queue_size)
                 scheduler: Scheduler = PythonScheduler(files.title, engines, limits, statistics)
+                scheduler = scheduler if decoupled else self._cached(scheduler, config, statistics)
             else:
                 scheduler = self._batcher(files, engines, signature, config, 0, statistics)
         return Loaded(signature, config, files.labels, scheduler, statistics)

@@ -202,11 +202,8 @@ class PythonEngine:
     def _texts(self, name: str, array: Array) -> Array:
         texts = np.empty(array.size, object)
         for index, element in enumerate(array.ravel().tolist()):
-            try:
-                texts[index] = element.decode() if isinstance(element, bytes) else element
-            except UnicodeDecodeError:
-                raise PenstockError(f"{self._title}: element {index} of output {name!r} is not UTF-8.") from None
-            if not isinstance(texts[index], str):
+            texts[index] = _text(element) if isinstance(element, bytes) else element
+            if not isinstance(element, str | bytes):
                 raise PenstockError(
                     f"{self._title}: expected str or bytes in output {name!r}; got {type(element).__name__}."
                 )
@@ -261,6 +258,14 @@ def plain(message: Message) -> dict[str, Any]:
             values = [field.enum_type.values_by_number[one].name for one in values]
         fields[field.name] = values if many else values[0]
     return fields
+
+
+def _text(element: bytes) -> str | bytes:
+    """As a client's elements come: text where they are."""
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        return element
 
 
 def _fits(tensor: Tensor, shape: Sequence[int], rows: int | None) -> bool:

@@ -24,6 +24,8 @@ class RequestReader:
     signature: Signature
     max_batch_size: int
     read_region: RegionReader
+    # Whether elements of BYTES need not be UTF-8: text is all that a graph takes.
+    any_bytes: bool = False
 
     def read(self, request: InferRequest) -> Inference:
         """The request's inference; its inputs are views of the request's bytes where those came raw.
@@ -96,7 +98,7 @@ class RequestReader:
                 raise self._wrong(
                     f"inputs[{index}].contents", f"input {spec.name!r}: expected none beside raw_input_contents"
                 )
-            return decode_raw(spec.datatype, shape, raw)
+            return decode_raw(spec.datatype, shape, raw, any_bytes=self.any_bytes)
         except TensorError as error:
             where = f"inputs[{index}].contents" if raw is None else f"raw_input_contents[{index}]"
             raise self._wrong(where, f"input {spec.name!r}: {error}") from error
@@ -108,7 +110,7 @@ class RequestReader:
                 f"input {spec.name!r}: no data came; expected {spec.datatype.name} {_short(tensor.shape)} in "
                 f"raw_input_contents or contents",
             )
-        return decode_typed(spec.datatype, tensor.shape, tensor.contents)
+        return decode_typed(spec.datatype, tensor.shape, tensor.contents, any_bytes=self.any_bytes)
 
     def _check_complete(self, inputs: Mapping[str, Array]) -> None:
         missing = [

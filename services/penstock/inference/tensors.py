@@ -79,14 +79,15 @@ def element_count(shape: Sequence[int]) -> int:
     return count
 
 
-def decode_raw(datatype: Datatype, shape: Sequence[int], data: Buffer) -> Array:
+def decode_raw(datatype: Datatype, shape: Sequence[int], data: Buffer, *, any_bytes: bool = False) -> Array:
     """A read-only view of `data`; for BYTES an object array of `str`, because a tensor of strings is text to ONNX.
 
+    With `any_bytes`, elements that are not UTF-8 are `bytes`.
     Raises `TensorError` if the bytes do not fit datatype and shape.
     """
     count = element_count(shape)
     if datatype is BYTES:
-        return _split_strings(bytes(data), count).reshape(shape)
+        return _split_strings(bytes(data), count, any_bytes).reshape(shape)
     expected = count * datatype.dtype.itemsize
     if len(data) != expected:
         raise TensorError(f"expected {expected} bytes for {datatype.name} {list(shape)}; got {len(data)}")
@@ -98,7 +99,9 @@ def decode_raw(datatype: Datatype, shape: Sequence[int], data: Buffer) -> Array:
     return np.frombuffer(data, datatype.dtype).reshape(shape)
 
 
-def decode_typed(datatype: Datatype, shape: Sequence[int], contents: pb.InferTensorContents) -> Array:
+def decode_typed(
+    datatype: Datatype, shape: Sequence[int], contents: pb.InferTensorContents, *, any_bytes: bool = False
+) -> Array:
     """The elements of the one list that fits the datatype, as `decode_raw` gives them.
 
     Raises `TensorError` for another list, another number of elements, or an element outside the datatype's range.
@@ -114,7 +117,7 @@ def decode_typed(datatype: Datatype, shape: Sequence[int], contents: pb.InferTen
         raise TensorError(f"expected {count} elements for {datatype.name} {list(shape)}; got {len(values)}")
     if datatype is BYTES:
         elements = np.empty(count, object)
-        elements[:] = [_text(value, index) for index, value in enumerate(values)]
+        elements[:] = [_text(value, index, any_bytes) for index, value in enumerate(values)]
         return elements.reshape(shape)
     if datatype.contents in ("int_contents", "uint_contents"):
         _check_range(datatype, values)
@@ -135,7 +138,7 @@ def _length(element: bytes) -> bytes:
     return len(element).to_bytes(_LENGTH_BYTES, "little")
 
 
-def _split_strings(data: bytes, count: int) -> Array:
+def _split_strings(data: bytes, count: int, any_bytes: bool) -> Array:
     if count * _LENGTH_BYTES > len(data):
         raise TensorError(f"expected {count} BYTES elements, each with a length of 4 bytes; got {len(data)} bytes")
     elements = np.empty(count, object)
@@ -149,16 +152,18 @@ def _split_strings(data: bytes, count: int) -> Array:
             raise TensorError(
                 f"BYTES element {index} claims {end - start} bytes; the data has {len(data) - start} more"
             )
-        elements[index] = _text(data[start:end], index)
+        elements[index] = _text(data[start:end], index, any_bytes)
     if end != len(data):
         raise TensorError(f"expected {count} BYTES elements in {end} bytes; got {len(data)} bytes")
     return elements
 
 
-def _text(element: bytes, index: int) -> str:
+def _text(element: bytes, index: int, any_bytes: bool) -> str | bytes:
     try:
         return element.decode()
     except UnicodeDecodeError as error:
+        if any_bytes:
+            return element
         raise TensorError(
             f"BYTES element {index} is not UTF-8, which a string tensor must be: {error.reason}"
         ) from None

@@ -228,7 +228,6 @@ def test_the_file_is_one_of_the_versions_folder(tmp_path: Path, name: str) -> No
         ("{'y': inputs['x'][:, :1]}", "y", r"got float32 \[3, 1\]"),
         ("{'y': inputs['x'][:2]}", "y", r"for 3 rows; got float32 \[2, 2\]"),
         ("{'text': np.array([[1], [2], [3]], object)}", "text", "expected str or bytes in output 'text'; got int"),
-        ("{'text': np.array([[b'\\xff']] * 3, object)}", "text", "element 0 of output 'text' is not UTF-8"),
         ("1 / 0", "y", "infer raised ZeroDivisionError: division by zero"),
         ("exec('raise SystemExit')", "y", "infer raised SystemExit"),
         ("next(iter(()))", "y", "infer raised StopIteration"),

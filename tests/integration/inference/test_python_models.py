@@ -1,0 +1,84 @@
+"""Models in Python as clients see them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.integration.inference import graphs
+from tests.integration.inference.fleet import Inference, folder_server, infer_request, put_model
+
+from penstock.oip import inference_pb2 as pb
+
+TOLD = """
+class Model:
+    def __init__(self, config): pass
+    def infer(self, inputs, parameters): return {"y": inputs["x"] * parameters.get("times", 1)}
+"""
+ECHO = """
+import numpy as np
+
+class Model:
+    def __init__(self, config): pass
+    def infer(self, inputs, parameters):
+        kinds = [type(element).__name__.encode() for element in inputs["x"].tolist()]
+        return {"y": inputs["x"], "kinds": np.array(kinds, object)}
+"""
+
+
+def put_python(folder: Path, name: str, code: str, datatype: str, config: str) -> None:
+    bundle = graphs.Bundle({"model.py": code.encode()}, graphs.scale(1).signature)
+    tensors = f"""
+        input {{ name: "x" data_type: {datatype} dims: [-1] }}
+        output {{ name: "y" data_type: {datatype} dims: [-1] }}
+    """
+    put_model(folder, name, bundle, config=f'backend: "python" {tensors} {config}')
+
+
+@pytest.mark.parametrize(("config", "factor"), [("", 3), ("dynamic_batching {}", 1)])
+async def test_parameters_reach_a_model_with_rows_unless_it_asks_for_batches(
+    tmp_path: Path, config: str, factor: int
+) -> None:
+    put_python(tmp_path / "models", "told", TOLD, "TYPE_INT64", f"max_batch_size: 8 {config}")
+    async with folder_server(tmp_path / "models", tmp_path / "home") as server:
+        await server.settled(0)
+        response = await server.oip.ModelInfer(_times(3))
+        assert np.frombuffer(response.raw_output_contents[0], np.int64).tolist() == [factor, 2 * factor]
+        described = (await server.oip.ModelConfig(pb.ModelConfigRequest(name="told"))).config
+        assert described.HasField("dynamic_batching") == bool(config)
+
+
+async def test_answers_of_a_model_without_batches_are_kept_where_it_says_so(tmp_path: Path) -> None:
+    put_python(tmp_path / "models", "told", TOLD, "TYPE_INT64", "max_batch_size: 8 response_cache { enable: true }")
+    async with folder_server(tmp_path / "models", tmp_path / "home", cache_mib=1) as server:
+        await server.settled(0)
+        for times in (2, 2, 3):
+            await server.oip.ModelInfer(_times(times))
+        assert await _hits(server) == 1
+
+
+async def test_bytes_need_not_be_text(tmp_path: Path) -> None:
+    kinds = 'output { name: "kinds" data_type: TYPE_STRING dims: [-1] }'
+    put_python(tmp_path / "models", "echo", ECHO, "TYPE_STRING", kinds)
+    elements = [b"\xff\xd8\xff", "é".encode(), b""]
+    raw = b"".join(len(one).to_bytes(4, "little") + one for one in elements)
+    as_raw, typed = (pb.ModelInferRequest(model_name="echo") for _ in range(2))
+    as_raw.inputs.add(name="x", datatype="BYTES", shape=[3])
+    as_raw.raw_input_contents.append(raw)
+    typed.inputs.add(name="x", datatype="BYTES", shape=[3]).contents.bytes_contents.extend(elements)
+    async with folder_server(tmp_path / "models", tmp_path / "home") as server:
+        await server.settled(0)
+        for request in (as_raw, typed):
+            response = await server.oip.ModelInfer(request)
+            assert response.raw_output_contents[0] == raw
+            assert response.raw_output_contents[1] == b"\5\0\0\0bytes\3\0\0\0str\3\0\0\0str"
+
+
+def _times(times: int) -> pb.ModelInferRequest:
+    request = infer_request("told", {"x": np.array([[1, 2]])})
+    request.parameters["times"].int64_param = times
+    return request
+
+
+async def _hits(server: Inference) -> int:
+    answer = await server.oip.ModelStatistics(pb.ModelStatisticsRequest(name="told"))
+    return answer.model_stats[0].inference_stats.cache_hit.count
