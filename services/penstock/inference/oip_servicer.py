@@ -1,7 +1,8 @@
 """The Open Inference Protocol with Triton's extensions, over the repository and what is beside it."""
 
+import asyncio
 import importlib.metadata
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,10 +22,10 @@ from penstock.inference.parameters import EMPTY_FINAL_RESPONSE, TIMINGS, Request
 from penstock.inference.plans import PlannedRequest, Plans
 from penstock.inference.repository import Repository, UnknownModelError
 from penstock.inference.request import RequestReader
-from penstock.inference.response import ResponseWriter, final_only, stream_error
+from penstock.inference.response import Parts, ResponseWriter, final_only, stream_error
 from penstock.inference.served_version import ServedVersion, State
 from penstock.inference.shared_memory import SharedMemory
-from penstock.inference.tensors import Buffer
+from penstock.inference.tensors import BYTES, Array, Buffer
 from penstock.inference.tracing import Tracer, traceparent_of
 from penstock.inference.wire import LARGE_BYTES, InferRequest, read_infer_request, stream_parts
 from penstock.oip import inference_pb2 as pb
@@ -60,6 +61,10 @@ _QUIET = frozenset({"ModelInfer", "ModelStreamInfer"})
 
 # One stream holds about as many bytes as this many of the largest messages.
 _STREAMED_MESSAGES = 2
+
+# Texts are made one by one: these many, or so many bytes that may be as many, take some milliseconds.
+_TEXTS = 16 * 1024
+_TEXT_BYTES = 64 * 1024
 
 _log = structlog.get_logger("penstock.inference.servicer")
 
@@ -158,7 +163,7 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
             return Encoded(plan.write(await plan.version.infer(plan.read(request.data))))
         message = request.message
         version = self._repository.route(message.model_name, message.model_version)
-        inference = self._reader(version).read(request)
+        inference = await self._inference(version, request)
         if request.data is not None:
             self._plans.learn(request.data, request, version, inference)
         if self._tracer.settings.active:
@@ -167,7 +172,8 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         else:
             arrays = await version.infer(inference)
         timings = bool(message.parameters) and RequestParameters(message.parameters).flag(TIMINGS)
-        return Encoded(*self._writer.write(message, version, inference, arrays, timings=timings))
+        write = partial(self._writer.write, message, version, inference, arrays, timings=timings)
+        return Encoded(*(await _written(message, arrays, write)))
 
     async def ModelStreamInfer(  # type: ignore[override]
         self, request_iterator: AsyncIterator[InferRequest], context: "Context"
@@ -263,7 +269,7 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         message = request.message
         try:
             version = self._repository.route(message.model_name, message.model_version)
-            inference = self._reader(version).read(request)
+            inference = await self._inference(version, request)
             parameters = RequestParameters(message.parameters)
             timings, empty_final = parameters.flag(TIMINGS), parameters.flag(EMPTY_FINAL_RESPONSE)
             decoupled = version.config.model_transaction_policy.decoupled
@@ -271,10 +277,16 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
             async with aclosing(version.stream(inference)) as answers:
                 with traced:
                     async for arrays in answers:
-                        parts = self._writer.write(
-                            message, version, inference, arrays, timings=timings, final=not decoupled
+                        write = partial(
+                            self._writer.write,
+                            message,
+                            version,
+                            inference,
+                            arrays,
+                            timings=timings,
+                            final=not decoupled,
                         )
-                        answer = Encoded(*stream_parts(parts))
+                        answer = Encoded(*stream_parts(await _written(message, arrays, write)))
                         check_answer(answer.size, self._max_message_bytes)
                         yield answer
             if decoupled and empty_final:
@@ -284,6 +296,11 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
                 _log.exception("unexpected error", method="ModelStreamInfer", model=message.model_name[:80])
             call_id = get_contextvars().get("request_id", "")
             yield Encoded(stream_error(message, to_status(error, call_id)[1].message))
+
+    async def _inference(self, version: ServedVersion, request: InferRequest) -> Inference:
+        """Reads a request; one with many texts on a thread, since the loop has others to see to."""
+        reader = self._reader(version)
+        return await asyncio.to_thread(reader.read, request) if _is_long_text(request) else reader.read(request)
 
     def _read(self, data: bytes | memoryview) -> InferRequest | PlannedRequest:
         """A request; by the plan for requests like it, if there is one for the version that answers this one."""
@@ -338,6 +355,25 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
     @cached_property
     def _version(self) -> str:
         return importlib.metadata.version("penstock")
+
+
+def _is_long_text(request: InferRequest) -> bool:
+    """Shared memory is the loop's, and the steps of a sequence come in the order of their requests."""
+    message = request.message
+    return (
+        request.size > _TEXT_BYTES
+        and any(tensor.datatype == BYTES.name for tensor in message.inputs)
+        and not any(tensor.parameters for tensor in message.inputs)
+        and "sequence_id" not in message.parameters
+    )
+
+
+async def _written(message: pb.ModelInferRequest, arrays: Sequence[Array], write: Callable[[], Parts]) -> Parts:
+    """The parts of an answer; one with many texts is written on a thread, unless into shared memory."""
+    long = any(array.dtype == BYTES.dtype and array.size > _TEXTS for array in arrays)
+    if long and not any(output.parameters for output in message.outputs):
+        return await asyncio.to_thread(write)
+    return write()
 
 
 def _named(request: "pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest") -> tuple[str, bool]:

@@ -1,5 +1,8 @@
 """Models in Python as clients see them."""
 
+import asyncio
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,39 @@ async def test_bytes_need_not_be_text(tmp_path: Path) -> None:
             response = await server.oip.ModelInfer(request)
             assert response.raw_output_contents[0] == raw
             assert response.raw_output_contents[1] == b"\5\0\0\0bytes\3\0\0\0str\3\0\0\0str"
+
+
+async def test_many_texts_do_not_hold_up_others(tmp_path: Path) -> None:
+    code = ECHO.replace('inputs["x"].tolist()', "[]")
+    kinds = 'output { name: "kinds" data_type: TYPE_STRING dims: [-1] }'
+    put_python(tmp_path / "models", "echo", code, "TYPE_STRING", kinds)
+    count = 1_000_000
+    request = pb.ModelInferRequest(model_name="echo", raw_input_contents=[bytes(4 * count)])
+    request.inputs.add(name="x", datatype="BYTES", shape=[count])
+    longest_s = 0.0
+
+    async def watch() -> None:
+        nonlocal longest_s
+        while True:
+            started = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.monotonic() - started)
+
+    async with folder_server(tmp_path / "models", tmp_path / "home", max_message_mib=64) as server:
+        await server.settled(0)
+        for ask in (server.oip.ModelInfer, partial(_streamed, server)):
+            started = time.monotonic()
+            watching = asyncio.create_task(watch())
+            response = await ask(request)
+            watching.cancel()
+            assert response.raw_output_contents[0] == bytes(4 * count)
+            took_s = time.monotonic() - started
+            assert longest_s < took_s / 4, f"the loop stood still for {longest_s:.2f} of {took_s:.2f} s"
+
+
+async def _streamed(server: Inference, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    (answer,) = [answer async for answer in server.oip.ModelStreamInfer(iter([request]))]
+    return answer.infer_response
 
 
 def _times(times: int) -> pb.ModelInferRequest:
