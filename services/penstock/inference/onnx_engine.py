@@ -82,8 +82,8 @@ class OnnxEngine:
         options.intra_op_num_threads = plan.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL
-        # Within a run, threads that sleep at every operator's end cost 5 % of a lone run; threads that wait awake for long
-        # cost a third of what two models at once could do. Between runs nobody may wait awake.
+        # Within a run, threads that sleep at every operator's end cost 5 % of a lone run; threads that wait awake for
+        # long cost a third of what two models at once could do. Between runs nobody may wait awake.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
         try:

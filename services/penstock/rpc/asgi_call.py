@@ -39,9 +39,10 @@ class AsgiCall:
     """A call in progress. Handlers see it as their context; it offers of grpc.aio's what they use."""
 
     __slots__ = (
-        "_ahead", "_ahead_bytes", "_asked", "_details", "_gzip", "_initial", "_metadata", "_reading", "_receive", "_receiving",
-        "_request_id", "_send", "_trailing", "body_closed", "body_ended", "code_set", "deadline", "encoding", "method",
-        "reason", "scope", "sent_id", "settled", "started", "task", "write_begun",
+        "_ahead", "_ahead_bytes", "_asked", "_details", "_gzip", "_initial", "_metadata", "_reading",
+        "_receive", "_receiving", "_request_id", "_send", "_trailing", "body_closed", "body_ended",
+        "code_set", "deadline", "encoding", "method", "reason", "scope", "sent_id", "settled", "started",
+        "task", "write_begun",
     )  # fmt: skip
 
     def __init__(self, method: Method, scope: Scope, receive: Receive, send: Send) -> None:
