@@ -29,6 +29,9 @@ class InferStream:
         self._in_order = in_order
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._working = 0
+        # Of all answers so far: those that are still to come are taken to be as large.
+        self._largest_answer = 0
         self._fewer_bytes = asyncio.Event()
         # None: there will be no more. That finds a place whoever reads, so the answers' places are counted apart.
         self._unread: asyncio.Queue[Encoded | None] = asyncio.Queue()
@@ -69,37 +72,50 @@ class InferStream:
     async def _begin_all(self, requests: AsyncIterator[InferRequest], group: asyncio.TaskGroup) -> None:
         async for request in requests:
             await self._free.acquire()
-            await self._room(request.size)
+            held = await self._room(request.size)
             before, done = self._turn, asyncio.get_running_loop().create_future()
             if self._in_order(request):
                 self._turn = done
             else:
                 before = None
-            group.create_task(self._answer(request, before, done))
+            group.create_task(self._answer(request, held, before, done))
 
     async def _answer(
-        self, request: InferRequest, before: "asyncio.Future[None] | None", done: "asyncio.Future[None]"
+        self, request: InferRequest, held: int, before: "asyncio.Future[None] | None", done: "asyncio.Future[None]"
     ) -> None:
         try:
             async with aclosing(self._answers(request)) as answers:
                 async for answer in answers:
                     self._bytes += answer.size
+                    if answer.size > self._largest_answer:
+                        self._largest_answer = answer.size
+                        self._fewer_bytes.set()
                     if before is not None and not before.done():
                         await before
                     await self._places.acquire()
                     self._unread.put_nowait(answer)
         finally:
             self._free.release()
-            self._let_go(request.size)
+            self._working -= 1
+            self._let_go(held)
             if not done.done():
                 done.set_result(None)
 
-    async def _room(self, size: int) -> None:
-        """Returns when so many bytes more may be held; one request may be of any size."""
-        while self._bytes and self._bytes + size > self._max_bytes:
+    async def _room(self, size: int) -> int:
+        """The bytes that are held for a request and its answer, once there is room; one may be of any size.
+
+        While nobody knows how large answers are, few requests are begun.
+        """
+        while self._bytes and (
+            self._bytes + size + self._largest_answer > self._max_bytes
+            or (not self._largest_answer and self._working >= _MAX_UNREAD)
+        ):
             self._fewer_bytes.clear()
             await self._fewer_bytes.wait()
-        self._bytes += size
+        held = size + self._largest_answer
+        self._bytes += held
+        self._working += 1
+        return held
 
     def _let_go(self, size: int) -> None:
         self._bytes -= size
