@@ -67,7 +67,8 @@ class GrpcApplication:
         timer = None
         entered = False
         try:
-            call.ask()
+            if not method.request_streaming:
+                call.ask()
             timer = self._prepare(call, headers)
             self._calls.enter(method)
             entered = True

@@ -185,7 +185,7 @@ class AsgiCall:
 
     async def _chunk(self) -> bytes:
         """The next bytes of the request; none once it has ended."""
-        while self._receiving is not None:
+        while not self._ahead and self._receiving is not None:
             await asyncio.wait([self._receiving])
         if self._ahead:
             event = self._ahead.popleft()

@@ -39,10 +39,10 @@ def put_python(folder: Path, name: str, code: str, datatype: str, config: str) -
 
 @pytest.mark.parametrize(("config", "factor"), [("", 3), ("dynamic_batching {}", 1)])
 async def test_parameters_reach_a_model_with_rows_unless_it_asks_for_batches(
-    tmp_path: Path, config: str, factor: int
+    tmp_path: Path, transport: str, config: str, factor: int
 ) -> None:
     put_python(tmp_path / "models", "told", TOLD, "TYPE_INT64", f"max_batch_size: 8 {config}")
-    async with folder_server(tmp_path / "models", tmp_path / "home") as server:
+    async with folder_server(tmp_path / "models", tmp_path / "home", transport) as server:
         await server.settled(0)
         response = await server.oip.ModelInfer(_times(3))
         assert np.frombuffer(response.raw_output_contents[0], np.int64).tolist() == [factor, 2 * factor]
@@ -50,16 +50,16 @@ async def test_parameters_reach_a_model_with_rows_unless_it_asks_for_batches(
         assert described.HasField("dynamic_batching") == bool(config)
 
 
-async def test_answers_of_a_model_without_batches_are_kept_where_it_says_so(tmp_path: Path) -> None:
+async def test_answers_of_a_model_without_batches_are_kept_where_it_says_so(tmp_path: Path, transport: str) -> None:
     put_python(tmp_path / "models", "told", TOLD, "TYPE_INT64", "max_batch_size: 8 response_cache { enable: true }")
-    async with folder_server(tmp_path / "models", tmp_path / "home", cache_mib=1) as server:
+    async with folder_server(tmp_path / "models", tmp_path / "home", transport, cache_mib=1) as server:
         await server.settled(0)
         for times in (2, 2, 3):
             await server.oip.ModelInfer(_times(times))
         assert await _hits(server) == 1
 
 
-async def test_bytes_need_not_be_text(tmp_path: Path) -> None:
+async def test_bytes_need_not_be_text(tmp_path: Path, transport: str) -> None:
     kinds = 'output { name: "kinds" data_type: TYPE_STRING dims: [-1] }'
     put_python(tmp_path / "models", "echo", ECHO, "TYPE_STRING", kinds)
     elements = [b"\xff\xd8\xff", "é".encode(), b""]
@@ -68,7 +68,7 @@ async def test_bytes_need_not_be_text(tmp_path: Path) -> None:
     as_raw.inputs.add(name="x", datatype="BYTES", shape=[3])
     as_raw.raw_input_contents.append(raw)
     typed.inputs.add(name="x", datatype="BYTES", shape=[3]).contents.bytes_contents.extend(elements)
-    async with folder_server(tmp_path / "models", tmp_path / "home") as server:
+    async with folder_server(tmp_path / "models", tmp_path / "home", transport) as server:
         await server.settled(0)
         for request in (as_raw, typed):
             response = await server.oip.ModelInfer(request)
@@ -76,7 +76,7 @@ async def test_bytes_need_not_be_text(tmp_path: Path) -> None:
             assert response.raw_output_contents[1] == b"\5\0\0\0bytes\3\0\0\0str\3\0\0\0str"
 
 
-async def test_many_texts_do_not_hold_up_others(tmp_path: Path) -> None:
+async def test_many_texts_do_not_hold_up_others(tmp_path: Path, transport: str) -> None:
     code = ECHO.replace('inputs["x"].tolist()', "[]")
     kinds = 'output { name: "kinds" data_type: TYPE_STRING dims: [-1] }'
     put_python(tmp_path / "models", "echo", code, "TYPE_STRING", kinds)
@@ -92,7 +92,7 @@ async def test_many_texts_do_not_hold_up_others(tmp_path: Path) -> None:
             await asyncio.sleep(0.001)
             longest_s = max(longest_s, time.monotonic() - started)
 
-    async with folder_server(tmp_path / "models", tmp_path / "home", max_message_mib=64) as server:
+    async with folder_server(tmp_path / "models", tmp_path / "home", transport, max_message_mib=64) as server:
         await server.settled(0)
         for ask in (server.oip.ModelInfer, partial(_streamed, server)):
             started = time.monotonic()

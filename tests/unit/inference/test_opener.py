@@ -11,6 +11,7 @@ from google.protobuf import text_format
 from onnx import helper
 from tests.integration.inference import graphs
 
+from penstock.inference.engine import Stop
 from penstock.inference.ensemble_graph import Member
 from penstock.inference.inference import Inference, Loaded
 from penstock.inference.onnx_engine import OnnxEngine
@@ -80,9 +81,9 @@ async def test_a_configuration_is_completed_from_the_graph(tmp_path: Path) -> No
 async def test_a_batch_axis_proves_itself_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows, run = [], OnnxEngine.run
 
-    def noted(engine: OnnxEngine, inputs: dict[str, Array], outputs: list[str]) -> list[Array]:
+    def noted(engine: OnnxEngine, inputs: dict[str, Array], outputs: list[str], stop: Stop | None) -> list[Array]:
         rows.append(len(inputs["rows"]))
-        return run(engine, inputs, outputs)
+        return run(engine, inputs, outputs, stop)
 
     monkeypatch.setattr(OnnxEngine, "run", noted)
     loaded = await opened(tmp_path, graphs.scale(2), inline_threshold_us=0)

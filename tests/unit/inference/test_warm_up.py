@@ -35,7 +35,7 @@ class Paced(OnnxEngine):
 
 def rows_for_the_loop(monkeypatch: pytest.MonkeyPatch, engine: Paced, threshold_us: int) -> int:
     monkeypatch.setattr(warm_up, "perf_counter_ns", lambda: engine.now_ns)
-    return warm_up.loop_rows(engine, Signature.of(graphs.scale(2).signature), ROW, 4, threshold_us)
+    return warm_up.loop_rows(engine, Signature.of(graphs.scale(2).signature), ROW, 4, threshold_us, engine.stopper())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from penstock.rpc import frames
 from penstock.rpc.asgi import GrpcApplication
+from penstock.rpc.asgi_call import AsgiCall, Event
 from penstock.rpc.calls import Calls
 from penstock.rpc.errors import InvalidFieldError, LimitExceededError, UnimplementedError, WrongStateError
 from penstock.rpc.methods import Encoded, Method
@@ -296,6 +297,26 @@ async def test_calls_that_last_are_looked_after() -> None:
         await asyncio.sleep(0.1)
         app.cut_off()
         assert (await running).status() == 14
+
+
+async def test_what_came_while_nobody_read_does_not_wait_for_more() -> None:
+    asked: list[asyncio.Future[Event]] = []
+
+    def receive() -> asyncio.Future[Event]:
+        asked.append(asyncio.get_running_loop().create_future())
+        return asked[-1]
+
+    call = AsgiCall(METHODS["/s/both"], {"headers": []}, receive, Exchange("/s/both", [], []).send)
+    requests = call.requests()
+    for number, value in enumerate((b"a", b"b")):
+        await call.look()
+        asked[number].set_result({"type": "http.request", "body": framed(value), "more_body": True})
+        await asyncio.sleep(0)
+    # The client is looked for again before the handler reads: its answer may be long in coming.
+    await call.look()
+    async with asyncio.timeout(1):
+        assert [bytes(await anext(requests)) for _ in range(2)] == [b"a", b"b"]
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
