@@ -62,7 +62,14 @@ async def application(settings: InferenceSettings) -> AsyncIterator[Application]
             repository.drain()
 
         servicer = InferenceServicer(
-            repository, control, memory, LogSettings(), tracer, settings.server_name, settings.max_message_bytes
+            repository,
+            control,
+            memory,
+            LogSettings(),
+            tracer,
+            settings.server_name,
+            settings.max_message_bytes,
+            refuses_with_exhausted=settings.queue_full == "resource_exhausted",
         )
         collector = MetricsCollector(on_loop(asyncio.get_running_loop(), lambda: _snapshot(repository)), loads)
         service = await _with_metrics(settings, servicer, collector, stack)

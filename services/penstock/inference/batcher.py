@@ -14,7 +14,7 @@ import structlog
 
 from penstock.inference.batch_options import BatchOptions
 from penstock.inference.gather import row_key
-from penstock.inference.inference import Inference, Run
+from penstock.inference.inference import Inference, QueueFullError, Run
 from penstock.inference.instance import Executed, Instance, Outcome
 from penstock.inference.queue import Queue, Waiting
 from penstock.inference.signature import Signature
@@ -72,8 +72,8 @@ class Batcher:
     async def infer(self, inference: Inference) -> list[Array]:
         """The wanted outputs of one request. A caller that is cancelled while it waits is not run.
 
-        Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long, and
-        what the engine raises.
+        Raises `QueueFullError`, `NotReadyError` if the queue drains, `DeadlineError` if the request waited too long,
+        and what the engine raises.
         """
         loop = asyncio.get_running_loop()
         if not self._crowded and self._may_run_alone(inference):
@@ -115,13 +115,14 @@ class Batcher:
         # As in Triton, a level that the model does not have is its default level.
         level = inference.priority if 0 < inference.priority <= options.priority_levels else options.default_level
         if self._draining:
-            self._reject(inference, f"{self._title} is being unloaded. Send the request again.")
+            self._statistics.failed(inference, "REJECTED")
+            raise NotReadyError(f"{self._title} is being unloaded. Send the request again.")
         policy = options.policy(level)
         if (size := self._queue.length(level)) >= policy.max_queue_size:
-            self._reject(
-                inference,
+            self._statistics.failed(inference, "REJECTED")
+            raise QueueFullError(
                 f"{self._title} has {size} requests waiting, as many as max_queue_size allows. "
-                f"Send the request again after a pause.",
+                f"Send the request again after a pause."
             )
         waiting = Waiting(inference, row_key(self._signature, options.padding, inference), answer)
         self._queue.append(level, waiting)
@@ -175,10 +176,6 @@ class Batcher:
             self._statistics.failed(inference, "BACKEND")
         else:
             self._count(run, [inference])
-
-    def _reject(self, inference: Inference, message: str) -> None:
-        self._statistics.failed(inference, "REJECTED")
-        raise NotReadyError(message)
 
     def _expire(self, waiting: Waiting, limit_us: int) -> None:
         if not waiting.answer.done():

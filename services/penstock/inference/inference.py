@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from penstock.inference.signature import Signature
 from penstock.inference.tensors import Array
+from penstock.rpc.errors import NotReadyError
 
 if TYPE_CHECKING:
     from penstock.inference.statistics import Statistics
     from penstock.oip.model_config_pb2 import ModelConfig
+
+
+class QueueFullError(NotReadyError):
+    """As many requests wait as may."""
+
 
 Parameter = bool | int | str | float
 _NONE: Mapping[str, Parameter] = MappingProxyType({})
@@ -62,7 +68,7 @@ class Scheduler(Protocol):
     async def infer(self, inference: Inference) -> list[Array]:
         """The wanted outputs. A caller that is cancelled while its request waits is not run.
 
-        Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long,
+        Raises `QueueFullError`, `NotReadyError` if the queue drains, `DeadlineError` if the request waited too long,
         `UnimplementedError` for a decoupled model, and what the model raises.
         """
 

@@ -14,7 +14,7 @@ from structlog.contextvars import get_contextvars
 from penstock.inference.control import ModelControl
 from penstock.inference.cuda_memory import CudaMemory
 from penstock.inference.infer_stream import InferStream
-from penstock.inference.inference import Inference
+from penstock.inference.inference import Inference, QueueFullError
 from penstock.inference.log_settings import LogSettings
 from penstock.inference.messages import model_metadata, model_statistics
 from penstock.inference.model_config import PYTHON
@@ -30,7 +30,7 @@ from penstock.inference.tracing import Tracer, traceparent_of
 from penstock.inference.wire import LARGE_BYTES, InferRequest, read_infer_request, stream_parts
 from penstock.oip import inference_pb2 as pb
 from penstock.oip import inference_pb2_grpc as rpc
-from penstock.rpc.errors import NotFoundError, NotReadyError, PenstockError, UnimplementedError
+from penstock.rpc.errors import LimitExceededError, NotFoundError, NotReadyError, PenstockError, UnimplementedError
 from penstock.rpc.methods import Encoded, check_answer
 from penstock.rpc.server import Service
 from penstock.rpc.status import to_status
@@ -104,7 +104,10 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         tracer: Tracer,
         server_name: str,
         max_message_bytes: int,
+        *,
+        refuses_with_exhausted: bool = False,
     ) -> None:
+        """`refuses_with_exhausted`: a full queue is RESOURCE_EXHAUSTED, which clients do not retry, not UNAVAILABLE."""
         self._repository = repository
         self._control = control
         self._memory = memory
@@ -114,6 +117,7 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         self._max_message_bytes = max_message_bytes
         self._writer = ResponseWriter(memory.write)
         self._plans = Plans()
+        self._refuses_with_exhausted = refuses_with_exhausted
 
     def service(self) -> Service:
         return Service(
@@ -158,9 +162,17 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
     async def ModelInfer(  # type: ignore[override]
         self, request: InferRequest | PlannedRequest, context: "Context"
     ) -> Encoded:
-        if isinstance(request, PlannedRequest):
-            plan = request.plan
-            return Encoded(plan.write(await plan.version.infer(plan.read(request.data))))
+        try:
+            if isinstance(request, PlannedRequest):
+                plan = request.plan
+                return Encoded(plan.write(await plan.version.infer(plan.read(request.data))))
+            return await self._infer(request, context)
+        except QueueFullError as error:
+            if self._refuses_with_exhausted:
+                raise LimitExceededError(error.message) from error
+            raise
+
+    async def _infer(self, request: InferRequest, context: "Context") -> Encoded:
         message = request.message
         version = self._repository.route(message.model_name, message.model_version)
         inference = await self._inference(version, request)

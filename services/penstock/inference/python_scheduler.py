@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-from penstock.inference.inference import Inference, Run
+from penstock.inference.inference import Inference, QueueFullError, Run
 from penstock.inference.python_model import PythonEngine
 from penstock.inference.statistics import Statistics
 from penstock.inference.tensors import Array
@@ -146,8 +146,8 @@ class PythonScheduler:
     async def stream(self, inference: Inference) -> AsyncGenerator[list[Array]]:
         """The answers as the model gives them. Close it to cancel: the model's generator is then closed, too.
 
-        Raises `NotReadyError` if the queue is full or draining, `DeadlineError` if the request waited too long or its
-        answers were not taken, and `PenstockError` that names the model and its exception.
+        Raises `QueueFullError`, `NotReadyError` if the queue drains, `DeadlineError` if the request waited too long or
+        its answers were not taken, and `PenstockError` that names the model and its exception.
         """
         stream = self._enqueue(inference)
         try:
@@ -175,7 +175,7 @@ class PythonScheduler:
             raise NotReadyError(f"{self._title} is being unloaded. Send the request again.")
         if len(self._queue) >= self._limits.max_queue_size:
             self._statistics.failed(inference, "REJECTED")
-            raise NotReadyError(
+            raise QueueFullError(
                 f"{self._title} has {len(self._queue)} requests waiting, as many as max_queue_size allows. Send the "
                 f"request again after a pause."
             )

@@ -16,7 +16,7 @@ from time import perf_counter_ns
 import structlog
 
 from penstock.inference.engine import Engine
-from penstock.inference.inference import Inference, Run, SequenceStep
+from penstock.inference.inference import Inference, QueueFullError, Run, SequenceStep
 from penstock.inference.sequence_config import SequenceConfig, SequenceLimits, visible
 from penstock.inference.sequence_run import Answer, Outcome, Row, States
 from penstock.inference.sequence_state import LiveSequence, Step, Worker
@@ -159,10 +159,10 @@ class SequenceScheduler:
         if not step.start and (sequence is None or sequence.ends):
             raise self._unstarted(inference, step)
         if self._waiting >= self._limits.max_queue_size:
-            raise self._rejected(
-                inference,
+            self._statistics.failed(inference, "REJECTED")
+            raise QueueFullError(
                 f"{self._title} has {self._waiting} requests waiting, as many as max_queue_size allows. Send the "
-                f"request again after a pause.",
+                f"request again after a pause."
             )
         return step, sequence
 

@@ -73,11 +73,18 @@ class InferenceSettings(ServerSettings):
         int,
         Field(
             ge=1,
-            description="Most requests that wait for one version. One more is refused with UNAVAILABLE, so that "
+            description="Most requests that wait for one version. One more is refused (queue_full), so that "
             "callers back off instead of waiting for answers that come too late. Waiting requests hold their tensors "
             "in memory.",
         ),
     ] = 1000
+    queue_full: Annotated[
+        Literal["unavailable", "resource_exhausted"],
+        Field(
+            description="The status of a request that finds the queue full. Clients repeat UNAVAILABLE by themselves, "
+            "which suits several servers behind one name; RESOURCE_EXHAUSTED they hand to their caller."
+        ),
+    ] = "unavailable"
     intra_op_threads: Annotated[
         int,
         Field(

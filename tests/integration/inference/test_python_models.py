@@ -28,6 +28,17 @@ class Model:
 """
 
 
+SLOW = """
+import time
+
+class Model:
+    def __init__(self, config): pass
+    def infer(self, inputs, parameters):
+        time.sleep(0.3)
+        return {"y": inputs["x"]}
+"""
+
+
 def put_python(folder: Path, name: str, code: str, datatype: str, config: str) -> None:
     bundle = graphs.Bundle({"model.py": code.encode()}, graphs.scale(1).signature)
     tensors = f"""
@@ -48,6 +59,20 @@ async def test_parameters_reach_a_model_with_rows_unless_it_asks_for_batches(
         assert np.frombuffer(response.raw_output_contents[0], np.int64).tolist() == [factor, 2 * factor]
         described = (await server.oip.ModelConfig(pb.ModelConfigRequest(name="told"))).config
         assert described.HasField("dynamic_batching") == bool(config)
+
+
+@pytest.mark.parametrize("config", ["", "dynamic_batching {}"])
+@pytest.mark.parametrize("status", ["unavailable", "resource_exhausted"])
+async def test_a_full_queue_has_the_status_that_the_operator_chose(
+    tmp_path: Path, transport: str, config: str, status: str
+) -> None:
+    put_python(tmp_path / "models", "told", SLOW, "TYPE_INT64", f"max_batch_size: 2 {config}")
+    limits = {"max_queue_size": 1, "queue_full": status}
+    async with folder_server(tmp_path / "models", tmp_path / "home", transport, **limits) as server:
+        await server.settled(0)
+        calls = [asyncio.ensure_future(server.oip.ModelInfer(_times(1)).code()) for _ in range(6)]
+        codes = {code.name.lower() for code in await asyncio.gather(*calls)}
+        assert codes == {"ok", status}
 
 
 async def test_answers_of_a_model_without_batches_are_kept_where_it_says_so(tmp_path: Path, transport: str) -> None:
