@@ -163,6 +163,19 @@ def slow() -> Bundle:
     )
 
 
+def recurrent(op: str) -> Bundle:
+    """`states` of an LSTM or GRU of four units, [batch, 1, sequence, 4], over `rows`, [batch, sequence, 2]."""
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    weights = {"W": np.ones((1, 4 * gates, 2), np.float32), "R": np.ones((1, 4 * gates, 4), np.float32)}
+    nodes = [
+        helper.make_node("Transpose", ["rows"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node(op, ["steps", "W", "R"], ["all"], hidden_size=4),
+        helper.make_node("Transpose", ["all"], ["states"], perm=[2, 1, 0, 3]),
+    ]
+    rows, states = value("rows", "FP32", ["batch", "sequence", 2]), value("states", "FP32", ["batch", 1, "sequence", 4])
+    return bundle_of(nodes, [rows], [states], weights)
+
+
 def with_config(bundle: Bundle, config: str) -> Bundle:
     """The bundle with a configuration of its own."""
     return Bundle({**bundle.files, "config.pbtxt": config.encode()}, bundle.signature)

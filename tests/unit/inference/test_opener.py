@@ -21,7 +21,7 @@ from penstock.inference.opening import ModelFiles
 from penstock.inference.signature import Signature
 from penstock.inference.tensors import Array
 from penstock.oip import model_config_pb2 as pb
-from penstock.rpc.errors import WrongStateError
+from penstock.rpc.errors import InvalidFieldError, WrongStateError
 
 OPTIONS = OnnxOptions(
     max_batch_size=16,
@@ -88,6 +88,17 @@ async def test_a_batch_axis_proves_itself_once(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(OnnxEngine, "run", noted)
     loaded = await opened(tmp_path, graphs.scale(2), inline_threshold_us=0)
     assert (loaded.signature.batched, rows) == (True, [2, 1])
+    await loaded.scheduler.close()
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+async def test_no_rows_do_not_reach_a_recurrent_layer(tmp_path: Path, op: str) -> None:
+    loaded = await opened(tmp_path, graphs.recurrent(op))
+    for shape in ((0, 3, 2), (1, 0, 2)):
+        # ONNX Runtime would end this process.
+        with pytest.raises(InvalidFieldError, match="input 'rows': expected at least one element"):
+            await answers(loaded, rows=np.ones(shape, np.float32))
+    assert (await answers(loaded, rows=np.ones((2, 3, 2), np.float32)))[0].shape == (2, 1, 3, 4)
     await loaded.scheduler.close()
 
 
