@@ -37,7 +37,10 @@ _FATAL = 4
 
 # As NodeProto's op_type (field 4) stands in a file: operators that end the process where an input is empty, in ONNX
 # Runtime 1.32.
-_RECURRENT = tuple(bytes((4 << 3 | 2, len(name))) + name for name in (b"LSTM", b"GRU", b"DynamicQuantizeLSTM"))
+_FRAGILE = tuple(
+    bytes((4 << 3 | 2, len(name))) + name
+    for name in (b"LSTM", b"GRU", b"DynamicQuantizeLSTM", b"Attention", b"MultiHeadAttention", b"GroupQueryAttention")
+)
 
 # Microseconds; from 20 to 200 a lone run takes the same, and two models at once lose more and more.
 _SPIN_US = "20"
@@ -104,7 +107,7 @@ class OnnxEngine:
         self._session: Any = session
         self._options = _run_options()
         # Shapes without the batch axis, if there is one.
-        self._recurrent = _is_recurrent(model)
+        self._fragile = _is_fragile(model)
         self._reshaped_inputs: dict[str, tuple[int, ...]] = {}
         self._reshaped_outputs: dict[str, tuple[int, ...]] = {}
         self._batched = False
@@ -125,9 +128,10 @@ class OnnxEngine:
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
         options = stop.options if isinstance(stop, OnnxStop) else self._options
-        if self._recurrent and (empty := [name for name, array in inputs.items() if not array.size]):
+        if self._fragile and (empty := [name for name, array in inputs.items() if not array.size]):
             raise InvalidFieldError.of(
-                f"input {empty[0]!r}", "expected at least one element, because the model has recurrent layers; got none"
+                f"input {empty[0]!r}",
+                "expected at least one element, because of the model's recurrent or attention layers; got none",
             )
         if self._reshaped_inputs:
             reshaped = {name: self._reshaped(inputs[name], axes) for name, axes in self._reshaped_inputs.items()}
@@ -160,10 +164,10 @@ class OnnxEngine:
         return array.reshape((len(array), *axes) if self._batched else axes)
 
 
-def _is_recurrent(model: Path) -> bool:
+def _is_fragile(model: Path) -> bool:
     """Whether a file has one of these operators. Weights may look like one; that refuses no more than empty inputs."""
     with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(name) >= 0 for name in _RECURRENT)
+        return any(content.find(name) >= 0 for name in _FRAGILE)
 
 
 def available_providers(preferred: Sequence[str]) -> tuple[str, ...]:
