@@ -120,10 +120,7 @@ class Batcher:
         policy = options.policy(level)
         if (size := self._queue.length(level)) >= policy.max_queue_size:
             self._statistics.failed(inference, "REJECTED")
-            raise QueueFullError(
-                f"{self._title} has {size} requests waiting, as many as max_queue_size allows. "
-                f"Send the request again after a pause."
-            )
+            raise QueueFullError(self._title, size)
         waiting = Waiting(inference, row_key(self._signature, options.padding, inference), answer)
         self._queue.append(level, waiting)
         if limit_us := policy.timeout_of(inference.timeout_us):

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 class QueueFullError(NotReadyError):
-    """As many requests wait as may."""
+    """As many requests wait as may. `title` names the version."""
+
+    def __init__(self, title: str, waiting: int) -> None:
+        super().__init__(
+            f"{title} has {waiting} requests waiting, as many as max_queue_size allows. Send the request again after a "
+            f"pause."
+        )
 
 
 Parameter = bool | int | str | float

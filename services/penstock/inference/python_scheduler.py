@@ -175,10 +175,7 @@ class PythonScheduler:
             raise NotReadyError(f"{self._title} is being unloaded. Send the request again.")
         if len(self._queue) >= self._limits.max_queue_size:
             self._statistics.failed(inference, "REJECTED")
-            raise QueueFullError(
-                f"{self._title} has {len(self._queue)} requests waiting, as many as max_queue_size allows. Send the "
-                f"request again after a pause."
-            )
+            raise QueueFullError(self._title, len(self._queue))
         stream = _Stream(inference)
         self._queue[stream] = None
         if inference.timeout_us:

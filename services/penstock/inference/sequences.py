@@ -160,10 +160,7 @@ class SequenceScheduler:
             raise self._unstarted(inference, step)
         if self._waiting >= self._limits.max_queue_size:
             self._statistics.failed(inference, "REJECTED")
-            raise QueueFullError(
-                f"{self._title} has {self._waiting} requests waiting, as many as max_queue_size allows. Send the "
-                f"request again after a pause."
-            )
+            raise QueueFullError(self._title, self._waiting)
         return step, sequence
 
     def _seat(self, sequence: LiveSequence) -> None:
