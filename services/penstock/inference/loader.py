@@ -10,9 +10,9 @@ from pathlib import Path
 from penstock.api.registry.v1.model_pb2 import Version
 from penstock.inference.bundle_cache import BundleCache
 from penstock.inference.config_text import parse_config
-from penstock.inference.external_data import external_locations
 from penstock.inference.inference import Loaded
 from penstock.inference.model_config import ONNX, backend_of, model_file
+from penstock.inference.onnx_file import external_locations
 from penstock.inference.opening import ModelFiles, Opener
 from penstock.inference.signature import Signature
 from penstock.oip.model_config_pb2 import ModelConfig

@@ -1,7 +1,6 @@
 """The engine on ONNX Runtime."""
 
 import ctypes
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +34,6 @@ DATATYPES = {
 # Faults are raised as exceptions and logged by us; the runtime's own lines would stand beside them without context.
 _FATAL = 4
 
-# As NodeProto's op_type (field 4) stands in a file: operators that end the process where an input is empty, in ONNX
-# Runtime 1.32.
-_FRAGILE = tuple(
-    bytes((4 << 3 | 2, len(name))) + name
-    for name in (b"LSTM", b"GRU", b"DynamicQuantizeLSTM", b"Attention", b"MultiHeadAttention", b"GroupQueryAttention")
-)
-
 # Microseconds; from 20 to 200 a lone run takes the same, and two models at once lose more and more.
 _SPIN_US = "20"
 
@@ -63,10 +55,14 @@ class GraphTensor:
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """How sessions are opened: threads of one run, and execution providers in order of preference."""
+    """How sessions are opened and used: threads of one run, and execution providers in order of preference.
+
+    `needs_elements` refuses empty inputs, on which some kernels end the process.
+    """
 
     threads: int
     providers: tuple[str, ...]
+    needs_elements: bool = False
 
 
 class OnnxStop:
@@ -106,8 +102,8 @@ class OnnxEngine:
         self.providers: list[str] = session.get_providers()
         self._session: Any = session
         self._options = _run_options()
+        self._needs_elements = plan.needs_elements
         # Shapes without the batch axis, if there is one.
-        self._fragile = _is_fragile(model)
         self._reshaped_inputs: dict[str, tuple[int, ...]] = {}
         self._reshaped_outputs: dict[str, tuple[int, ...]] = {}
         self._batched = False
@@ -128,7 +124,7 @@ class OnnxEngine:
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str], stop: Stop | None = None) -> list[Array]:
         options = stop.options if isinstance(stop, OnnxStop) else self._options
-        if self._fragile and (empty := [name for name, array in inputs.items() if not array.size]):
+        if self._needs_elements and (empty := [name for name, array in inputs.items() if not array.size]):
             raise InvalidFieldError.of(
                 f"input {empty[0]!r}",
                 "expected at least one element, because of the model's recurrent or attention layers; got none",
@@ -162,12 +158,6 @@ class OnnxEngine:
 
     def _reshaped(self, array: Array, axes: tuple[int, ...]) -> Array:
         return array.reshape((len(array), *axes) if self._batched else axes)
-
-
-def _is_fragile(model: Path) -> bool:
-    """Whether a file has one of these operators. Weights may look like one; that refuses no more than empty inputs."""
-    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(name) >= 0 for name in _FRAGILE)
 
 
 def available_providers(preferred: Sequence[str]) -> tuple[str, ...]:

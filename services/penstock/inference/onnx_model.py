@@ -7,9 +7,9 @@ from pathlib import Path
 
 import structlog
 
-from penstock.inference.external_data import check_external_data
 from penstock.inference.model_config import check_graph, completed, instance_count, signature_of
 from penstock.inference.onnx_engine import OnnxEngine, OnnxStop, SessionPlan, available_providers
+from penstock.inference.onnx_file import check_external_data, operators
 from penstock.inference.opening import ModelFiles
 from penstock.inference.sequence_config import hidden_inputs, hidden_outputs, visible
 from penstock.inference.signature import Signature
@@ -19,6 +19,9 @@ from penstock.oip.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from penstock.rpc.errors import PenstockError, WrongStateError
 
 _log = structlog.get_logger("penstock.inference.onnx_model")
+
+# Operators that end the process where an input is empty, in ONNX Runtime 1.32.
+_NEED_ELEMENTS = {"LSTM", "GRU", "DynamicQuantizeLSTM", "Attention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ class _Opening:
         path = self._files.path()
         check_external_data(path)
         instances = instance_count(config)
-        plan = SessionPlan(threads_per_instance(self._options.intra_op_threads, instances), self._providers())
+        plan = SessionPlan(
+            threads=threads_per_instance(self._options.intra_op_threads, instances),
+            providers=self._providers(),
+            needs_elements=not _NEED_ELEMENTS.isdisjoint(operators(path)),
+        )
         first = self._engine(path, plan)
         engines = [first]
         try:

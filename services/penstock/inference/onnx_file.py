@@ -1,23 +1,24 @@
-"""Which files an ONNX model names as its external data.
+"""What an ONNX file names: the files of its external data, and its operators.
 
-Reads the few fields of onnx.proto that lead to `TensorProto.external_data` straight from the wire format, so that
-neither the onnx package nor a second copy of the weights is needed, and nothing is opened before the names are checked.
+Reads the few fields of onnx.proto that lead there straight from the wire format and steps over the weights, so that
+neither the onnx package nor a second copy of them is needed, and nothing is opened before the names are checked.
 """
 
 import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from penstock.inference.folder import is_name
 from penstock.rpc.errors import WrongStateError
 
-# message -> field number -> the message in it, for every path from ModelProto to a tensor (onnx.proto, IR version 13).
+# message -> field number -> what is in it, for every path from ModelProto to what is read (onnx.proto, IR version 13).
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
     "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
     "TrainingInfo": {1: "Graph", 2: "Graph"},
     "Function": {7: "Node", 11: "Attribute"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
-    "Node": {5: "Attribute"},
+    "Node": {4: "Operator", 5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "Entry"},
@@ -37,11 +38,17 @@ def external_locations(model: Path) -> set[str]:
     """
     if model.stat().st_size == 0:
         return set()
-    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return set(_locations(data))
-        except (IndexError, UnicodeDecodeError, ValueError) as error:
-            raise WrongStateError(f"The model is not an ONNX file: {error}.") from error
+    with _content(model) as data:
+        return {name for first, last in _found(data, "Entry") for name in _location(data, first, last)}
+
+
+def operators(model: Path) -> set[str]:
+    """The operators of an ONNX file, whatever their domain, those of graphs in its graphs too. Blocks.
+
+    Raises `WrongStateError` if the file is no protobuf message.
+    """
+    with _content(model) as data:
+        return {data[first:last].decode() for first, last in _found(data, "Operator")}
 
 
 def check_external_data(model: Path) -> None:
@@ -51,17 +58,28 @@ def check_external_data(model: Path) -> None:
             raise WrongStateError(f"{model.name} has external data in {location[:80]!r}, which is no file beside it.")
 
 
-def _locations(data: mmap.mmap) -> Iterator[str]:
-    """Goes down before it goes on: a file of millions of empty messages takes no more memory than one."""
+@contextmanager
+def _content(model: Path) -> Iterator[mmap.mmap]:
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            yield data
+        except (IndexError, UnicodeDecodeError, ValueError) as error:
+            raise WrongStateError(f"The model is not an ONNX file: {error}.") from error
+
+
+def _found(data: mmap.mmap, wanted: str) -> Iterator[tuple[int, int]]:
+    """Start and end of all that is wanted.
+
+    Goes down before it goes on: a file of millions of empty messages takes no more memory than one.
+    """
     open_messages = [("Model", _fields(data, 0, len(data)))]
     while open_messages:
         message, fields = open_messages[-1]
         inner = _MESSAGES[message]
         for number, first, last in fields:
-            if number not in inner:
-                continue
-            if inner[number] == "Entry":
-                yield from _location(data, first, last)
+            if inner.get(number) == wanted:
+                yield first, last
+            if inner.get(number) not in _MESSAGES:
                 continue
             if len(open_messages) == _MAX_DEPTH:
                 raise ValueError(f"messages in messages, {_MAX_DEPTH} deep, at byte {first}")

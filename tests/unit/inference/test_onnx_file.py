@@ -1,4 +1,4 @@
-"""External data is found wherever a model can hide it, and nothing in a file makes the reader fail in another way."""
+"""External data and operators are found wherever a model can hide them, and no bytes make the reader fail otherwise."""
 
 import tracemalloc
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from penstock.inference.external_data import _MESSAGES, external_locations
+from penstock.inference.onnx_file import _MESSAGES, external_locations, operators
 from penstock.rpc.errors import WrongStateError
 
 
@@ -108,7 +108,25 @@ def test_every_way_to_a_tensor_in_the_onnx_package_is_known() -> None:
         }
         for name in leading - {"TensorProto"}
     }
-    assert expected == {message: inner for message, inner in _MESSAGES.items() if message != "Tensor"}
+    read = {
+        message: {number: kind for number, kind in inner.items() if kind != "Operator"}
+        for message, inner in _MESSAGES.items()
+    }
+    assert expected == {message: inner for message, inner in read.items() if message != "Tensor"}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [("none", set()), ("a branch", {"If", "Constant"}), ("a function", {"Constant"}), ("lists", {"Custom"})],
+)
+def test_operators_are_found_in_inner_graphs_and_not_in_weights(tmp_path: Path, case: str, expected: set[str]) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(MODELS[case][0])
+    weight = onnx.TensorProto(name="text", data_type=onnx.TensorProto.UINT8, dims=[6], raw_data=b"\x22\x04LSTM")
+    model.graph.initializer.append(weight)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert operators(path) == expected
 
 
 @pytest.mark.parametrize(
