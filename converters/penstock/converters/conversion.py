@@ -44,8 +44,9 @@ def convert(
     """Converts a Sequential or Functional Keras 3 model, live or in a `.keras` file, to the ONNX file `path`.
 
     The file is written only after the graph has passed the gate: valid, loaded by ONNX Runtime, with the model's own
-    names, order, datatypes and shapes, and answering like the model on 1, 2 and 7 seeded random rows and on
-    `samples`, which hold an array of rows for each input by name. An existing file is replaced at once. `on_step`
+    names, order, datatypes and shapes, and answering like the model on 1, 2, 7 and 32 seeded random rows, on rows that
+    are hard for it (`penstock.converters.rows`) and on `samples`, which hold an array of rows for each input by name.
+    Without a `tolerance` each datatype has its own. An existing file is replaced at once. `on_step`
     hears of each step as it begins. Logging and TensorFlow's graphs are global: one conversion at a time in a process.
 
     Raises `UnsupportedModelError` if ONNX or the converter cannot say what the model does, `GateError` if the graph
@@ -64,19 +65,19 @@ def convert(
 
     source = keras_source.KerasSource(model if archive is None else keras_source.load(archive))
     announce("trace")
-    signature, batches = probe(source, samples)
+    asked = probe(source, samples)
     traced = tf2onnx_route.trace(source)
     announce("convert")
     graph = tf2onnx_route.to_onnx(traced, source)
-    graph = naming.finish(graph, signature, traced.inputs, traced.outputs, source.name)
+    graph = naming.finish(graph, asked.signature, traced.inputs, traced.outputs, source.name)
     announce("verify")
-    parity = gate.verify(graph, signature, batches, tolerance or Tolerance(), source.description)
+    parity = gate.verify(graph, asked, tolerance, source.description)
     announce("write")
     content: bytes = graph.SerializeToString(deterministic=True)
     _write(target, content)
     return Conversion(
         path=target,
-        signature=signature,
+        signature=asked.signature,
         parity=parity,
         opset=tf2onnx_route.OPSET,
         ir_version=naming.IR_VERSION,

@@ -1,6 +1,6 @@
 """The one gate every converted graph passes before it becomes a file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,18 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from penstock.converters.errors import GateError, UnsupportedModelError
-from penstock.converters.parity import Batch, ParityReport, Tolerance, compare
+from penstock.converters.ort_log import WARNING, collected
+from penstock.converters.parity import (
+    Batch,
+    ParityCase,
+    ParityReport,
+    SkippedRows,
+    Tensors,
+    Tolerance,
+    compare,
+    tolerance_of,
+)
+from penstock.converters.probe import Examination
 from penstock.converters.signature import Signature, TensorSpec, read_signature
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
@@ -19,24 +30,63 @@ _REPORT_AS_BUG = (
 )
 
 
-def verify(
-    model: onnx.ModelProto, signature: Signature, batches: Sequence[Batch], tolerance: Tolerance, source: str
-) -> ParityReport:
-    """Lets a graph pass that is valid, loads, has this signature and answers each batch as its source did.
+# Warnings of ONNX Runtime that mean a graph is wrong though it may run. The others are in the report.
+_FAULTS = (
+    "Falling back to lenient merge",  # a tensor has two shapes
+    "does not match actual shape",
+    "It is not used by any node",
+    "Duplicate initializer",
+)
 
-    `source` names what gave the answers (`keras 3.15.1`). Raises `GateError`, and `UnsupportedModelError` above 2 GiB.
+# ONNX Runtime's kernels of these end the whole process when there are no rows.
+_NEED_ROWS = frozenset({"LSTM", "GRU", "RNN"})
+
+
+def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | None, source: str) -> ParityReport:
+    """Lets a graph pass that is valid, loads, has the source's signature and answers each batch as it did.
+
+    `source` names what gave the answers (`keras 3.15.1`). Without a tolerance, each datatype has its own. Raises
+    `GateError`, and `UnsupportedModelError` above 2 GiB.
     """
+    signature = asked.signature
     _check_graph(model)
     _check_inputs(model, signature)
     _check_signature(read_signature(model), signature)
+    with collected() as warnings:
+        cases, skipped = _compared(model, asked, tolerance)
+    if faults := [text for text in warnings if any(fault in text for fault in _FAULTS)]:
+        raise GateError(f"ONNX Runtime warns of the graph: {faults[0]} {_REPORT_AS_BUG}")
+    return ParityReport.of(
+        cases,
+        _tolerances(asked, tolerance),
+        source=source,
+        runtime=f"onnxruntime {onnxruntime.__version__}",
+        skipped=[*asked.skipped, *skipped],
+        warnings=list(dict.fromkeys(warnings)),
+    )
+
+
+def _compared(
+    model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | None
+) -> tuple[list[ParityCase], list[SkippedRows]]:
     session = _load(model)
-    names = [spec.name for spec in signature.outputs]
-    cases = []
-    for batch in batches:
+    names = [spec.name for spec in asked.signature.outputs]
+    need_rows = sorted({node.op_type for node in nodes_of(model.graph)} & _NEED_ROWS)
+    cases: list[ParityCase] = []
+    skipped: list[SkippedRows] = []
+    for batch in asked.batches:
+        if batch.size == 0 and need_rows:
+            skipped.append(SkippedRows(batch.rows, f"ONNX Runtime's {need_rows[0]} needs at least one row"))
+            continue
         answers = _run(session, names, batch)
-        _check_axes(signature, batch, dict(zip(names, answers, strict=True)))
+        _check_axes(asked.signature, batch, dict(zip(names, answers, strict=True)))
         cases += [compare(batch, name, answer, tolerance) for name, answer in zip(names, answers, strict=True)]
-    return ParityReport.of(cases, tolerance, source, runtime=f"onnxruntime {onnxruntime.__version__}")
+    return cases, skipped
+
+
+def _tolerances(asked: Examination, given: Tolerance | None) -> Mapping[str, Tolerance]:
+    answers: Tensors = asked.batches[0].answers
+    return {spec.datatype: tolerance_of(answers[spec.name].dtype, given) for spec in asked.signature.outputs}
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -80,11 +130,8 @@ def _check_inputs(model: onnx.ModelProto, signature: Signature) -> None:
     if leaked := sorted(required - {spec.name for spec in signature.inputs}):
         raise GateError(
             f"The graph asks its caller for {', '.join(map(repr, leaked))}, which the model holds itself: a "
-            "constant or "
-            ""
-            ""
-            "a "
-            "weight was captured from outside the layers. Make it a weight of a layer, or compute it inside `call`."
+            "constant or a weight was captured from outside the layers. Make it a weight of a layer, or compute it "
+            "inside `call`."
         )
 
 
@@ -103,7 +150,7 @@ def _listed(specs: Sequence[TensorSpec]) -> str:
 
 def _load(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = WARNING
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base but this one

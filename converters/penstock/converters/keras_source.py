@@ -1,7 +1,8 @@
 """A Keras model as a conversion sees it: named tensors in the model's own order, rows to try, and what it answers."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from penstock.converters.errors import InvalidSamplesError, UnsupportedModelError
+from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.parity import Tensors
-from penstock.converters.signature import BATCH
+from penstock.converters.source import SourceTensor
 
 _DATATYPES = {
     "bool": "BOOL",
@@ -28,22 +29,6 @@ _DATATYPES = {
     "float32": "FP32",
     "float64": "FP64",
 }
-
-# What the dynamic axes of a tensor are called, by its rank. Channels are last: TensorFlow runs nothing else on a CPU.
-_AXES = {2: {1: "sequence"}, 3: {1: "sequence"}, 4: {1: "height", 2: "width"}, 5: {1: "depth", 2: "height", 3: "width"}}
-
-Shape = tuple[int | None, ...]
-NamedShape = tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class SourceTensor:
-    """An input or output. `shape` has None for a dynamic axis; the first axis is the rows'."""
-
-    name: str
-    dtype: str
-    datatype: str
-    shape: Shape
 
 
 def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no types
@@ -118,7 +103,7 @@ class KerasSource:
 
     def answer(self, rows: Tensors) -> dict[str, NDArray[Any]]:
         """Runs the model eagerly on the CPU. Raises whatever the model raises."""
-        with tf.device("/CPU:0"):
+        with tf.device("/CPU:0"), _rows_of_any_size():
             outputs = self.call(*(tf.convert_to_tensor(rows[tensor.name]) for tensor in self.inputs))
         return {tensor.name: np.asarray(output) for tensor, output in zip(self.outputs, outputs, strict=True)}
 
@@ -135,49 +120,24 @@ class KerasSource:
                 rows[tensor.name] = random.integers(0, 2 if tensor.dtype == "bool" else top, shape).astype(tensor.dtype)
         return rows
 
-    def sample_rows(self, samples: Mapping[str, NDArray[Any]]) -> tuple[int, dict[str, NDArray[Any]]]:
-        """The number of rows, and the rows in the model's datatypes. Raises `InvalidSamplesError`."""
-        names = [tensor.name for tensor in self.inputs]
-        if sorted(samples) != sorted(names):
-            raise InvalidSamplesError(
-                f"Samples are needed for the inputs {names}, one array each; got {sorted(samples)}."
-            )
-        rows = {tensor.name: _fitted(tensor, np.asarray(samples[tensor.name])) for tensor in self.inputs}
-        counts = {name: len(array) for name, array in rows.items()}
-        if len(set(counts.values())) != 1 or 0 in counts.values():
-            raise InvalidSamplesError(
-                f"Samples need the same number of rows for every input, at least one; got {counts}."
-            )
-        return counts[names[0]], rows
+    def own_rows(self) -> Mapping[str, Tensors]:
+        return {}
 
     def _integer_bound(self) -> int:
         layers = self._model._flatten_layers(include_self=False)  # noqa: SLF001 `model.layers` stops at the first level
         return min((layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)), default=2)
 
 
-def axis_names(tensors: Sequence[SourceTensor], *, shared: bool) -> dict[str, NamedShape]:
-    """The shape of each input with its dynamic axes named.
-
-    `shared` gives axes of one meaning (`sequence`) one name in all inputs: they must agree in size. Otherwise each
-    input has its own (`question_sequence`), unless it is the only one with that meaning.
-    """
-    meanings = [_AXES.get(len(tensor.shape), {}).get(axis) for tensor, axis in _dynamic_axes(tensors)]
-
-    def name(tensor: SourceTensor, axis: int) -> str:
-        meaning = _AXES.get(len(tensor.shape), {}).get(axis)
-        if meaning is None:
-            return f"{tensor.name}_axis_{axis}"
-        return meaning if shared or meanings.count(meaning) == 1 else f"{tensor.name}_{meaning}"
-
-    return {
-        tensor.name: (BATCH, *(size or name(tensor, axis) for axis, size in enumerate(tensor.shape[1:], start=1)))
-        for tensor in tensors
-    }
-
-
-def _dynamic_axes(tensors: Iterable[SourceTensor]) -> Iterator[tuple[SourceTensor, int]]:
-    for tensor in tensors:
-        yield from ((tensor, axis) for axis, size in enumerate(tensor.shape) if size is None and axis > 0)
+@contextmanager
+def _rows_of_any_size() -> Iterator[None]:
+    """Some layers trace a function for each size of a batch; TensorFlow's advice about it is not for the user."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _named_tensors(structure: Any, kind: str, taken: Iterable[str]) -> tuple[SourceTensor, ...]:  # noqa: ANN401 nested dicts, lists and tensors
@@ -229,19 +189,3 @@ def _rebuilt(structure: Any, values: Iterator[Any]) -> Any:  # noqa: ANN401 nest
     if isinstance(structure, list | tuple):
         return [_rebuilt(value, values) for value in structure]
     return next(values)
-
-
-def _fitted(tensor: SourceTensor, array: NDArray[Any]) -> NDArray[Any]:
-    fits = array.ndim == len(tensor.shape) and all(
-        size in {None, came} for size, came in zip(tensor.shape, array.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join([BATCH, *(str(size or "any") for size in tensor.shape[1:])])
-        raise InvalidSamplesError(
-            f"Samples of the input {tensor.name!r} need the shape [{wanted}]; got {list(array.shape)}."
-        )
-    if not np.can_cast(array.dtype, tensor.dtype, casting="same_kind"):
-        raise InvalidSamplesError(
-            f"Samples of the input {tensor.name!r} need the type {tensor.dtype}; got {array.dtype}."
-        )
-    return array.astype(tensor.dtype)

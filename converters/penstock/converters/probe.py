@@ -1,16 +1,20 @@
-"""Asks the source model: its answers to random and given rows, and from their shapes its signature."""
+"""Asks the source model: its answers to random, hard and given rows, and from their shapes its signature."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError
-from penstock.converters.keras_source import KerasSource, NamedShape, axis_names
-from penstock.converters.parity import Batch
-from penstock.converters.signature import BATCH, Signature, TensorSpec
+from penstock.converters.parity import Batch, SkippedRows
+from penstock.converters.rows import hard_batches
+from penstock.converters.signature import Signature, TensorSpec
+from penstock.converters.source import NamedShape, Source, axis_names, fitted_samples
 
-BATCH_SIZES = (1, 2, 7)
+BATCH_SIZES = (1, 2, 7, 32)
+HARDENED = BATCH_SIZES.index(7)
+"""The random batch of which hard rows are made."""
 SAMPLE_BATCH_SIZE = 256
 
 # Sizes tried for dynamic axes: a first one, and how far the next is; large enough for some convolutions and poolings.
@@ -18,11 +22,20 @@ _STEPS_TRIED = (16, 5)
 _PIXELS_TRIED = (64, 9)
 
 
-def probe(source: KerasSource, samples: Mapping[str, NDArray[Any]] | None) -> tuple[Signature, list[Batch]]:
-    """The model's signature, and batches of 1, 2 and 7 random rows and of the samples, with its answers.
+@dataclass(frozen=True)
+class Examination:
+    """What a model takes and gives, what it answered, and the kinds of rows that it was not asked."""
+
+    signature: Signature
+    batches: tuple[Batch, ...]
+    skipped: tuple[SkippedRows, ...]
+
+
+def probe(source: Source, samples: Mapping[str, NDArray[Any]] | None) -> Examination:
+    """The model's signature, and batches of 1, 2, 7 and 32 random rows, of hard ones and of the samples, with answers.
 
     A dynamic axis of an output has the name of the input axis whose size it had in every random batch, else its own.
-    Raises `InvalidSamplesError`, and `UnsupportedModelError` if the model itself fails on such rows.
+    Raises `InvalidSamplesError`, and `UnsupportedModelError` if the model itself fails on random rows.
     """
     sample_batches = list(_sample_batches(source, samples)) if samples is not None else []
     shapes, batches = _random_batches(source)
@@ -36,10 +49,13 @@ def probe(source: KerasSource, samples: Mapping[str, NDArray[Any]] | None) -> tu
             for axis, size in enumerate(tensor.shape)
         )
         outputs.append(TensorSpec(tensor.name, tensor.datatype, shape))
-    return Signature(inputs, tuple(outputs)), batches + sample_batches
+    hard = list(hard_batches(source, shapes, batches[HARDENED]))
+    asked = [batch for batch in hard if isinstance(batch, Batch)]
+    skipped = [kind for kind in hard if isinstance(kind, SkippedRows)]
+    return Examination(Signature(inputs, tuple(outputs)), (*batches, *asked, *sample_batches), tuple(skipped))
 
 
-def _random_batches(source: KerasSource) -> tuple[dict[str, NamedShape], list[Batch]]:
+def _random_batches(source: Source) -> tuple[dict[str, NamedShape], list[Batch]]:
     own = axis_names(source.inputs, shared=False)
     shared = axis_names(source.inputs, shared=True)
     try:
@@ -54,20 +70,23 @@ def _random_batches(source: KerasSource) -> tuple[dict[str, NamedShape], list[Ba
         raise _failing(source, error) from error
 
 
-def _random_batch(source: KerasSource, shapes: dict[str, NamedShape], trial: int) -> Batch:
-    sizes: dict[str, int] = {BATCH: BATCH_SIZES[trial]}
+def _random_batch(source: Source, shapes: dict[str, NamedShape], trial: int) -> Batch:
+    # Rows come along the first axis, whatever it is called; what differs in name may differ in size.
+    sizes: dict[str, int] = {shape[0]: BATCH_SIZES[trial] for shape in shapes.values() if isinstance(shape[0], str)}
+    rows_axes = len(sizes)
+    # Three sizes tell axes apart; 32 rows have the smallest again.
     for shape in shapes.values():
         first, step = _STEPS_TRIED if len(shape) < 4 else _PIXELS_TRIED
         for axis in shape:
             if isinstance(axis, str) and axis not in sizes:
-                sizes[axis] = first + step * trial + len(sizes) - 1
+                sizes[axis] = first + step * (trial % 3) + len(sizes) - rows_axes
     drawn = {name: [axis if isinstance(axis, int) else sizes[axis] for axis in shape] for name, shape in shapes.items()}
     rows = source.random_rows(drawn, seed=trial)
-    return Batch("random", sizes[BATCH], rows, source.answer(rows))
+    return Batch("random", len(next(iter(rows.values()))), rows, source.answer(rows))
 
 
-def _sample_batches(source: KerasSource, samples: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
-    count, rows = source.sample_rows(samples)
+def _sample_batches(source: Source, samples: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
+    count, rows = fitted_samples(source.inputs, samples)
     for start in range(0, count, SAMPLE_BATCH_SIZE):
         part = {name: array[start : start + SAMPLE_BATCH_SIZE] for name, array in rows.items()}
         try:
@@ -76,7 +95,7 @@ def _sample_batches(source: KerasSource, samples: Mapping[str, NDArray[Any]]) ->
             raise _failing(source, error) from error
 
 
-def _failing(source: KerasSource, error: Exception) -> UnsupportedModelError:
+def _failing(source: Source, error: Exception) -> UnsupportedModelError:
     inputs = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in source.inputs)
     return UnsupportedModelError(
         f"The model itself, in {source.description}, fails on rows of its input shapes ({inputs}): {error} "

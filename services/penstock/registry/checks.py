@@ -117,6 +117,11 @@ def _check_parity(violations: Violations, field: str, parity: ParityReport, outp
     violations.require(len(parity.cases) > 0, f"{field}.cases", "expected at least one; got none")
     for name in ("max_absolute_error", "max_relative_error", "absolute_tolerance", "relative_tolerance"):
         _check_error(violations, f"{field}.{name}", getattr(parity, name))
+    violations.within(f"{field}.argmax_agreement", parity.argmax_agreement, 0, 1)
+    violations.require(parity.row_count >= 0, f"{field}.row_count", f"expected 0 or more; got {parity.row_count}")
+    for index, tolerance in enumerate(parity.tolerances):
+        _check_error(violations, f"{field}.tolerances[{index}].absolute", tolerance.absolute)
+        _check_error(violations, f"{field}.tolerances[{index}].relative", tolerance.relative)
     for index, case in enumerate(parity.cases):
         _check_case(violations, f"{field}.cases[{index}]", case, outputs)
 
@@ -124,7 +129,7 @@ def _check_parity(violations: Violations, field: str, parity: ParityReport, outp
 def _check_case(violations: Violations, field: str, case: ParityCase, outputs: set[str]) -> None:
     known = case.output in outputs
     violations.require(known, f"{field}.output", f"expected an output of the signature; got {case.output[:80]!r}")
-    violations.require(case.batch_size >= 1, f"{field}.batch_size", f"expected 1 or more; got {case.batch_size}")
+    violations.require(case.batch_size >= 0, f"{field}.batch_size", f"expected 0 or more; got {case.batch_size}")
     _check_error(violations, f"{field}.max_absolute_error", case.max_absolute_error)
     _check_error(violations, f"{field}.max_relative_error", case.max_relative_error)
     violations.within(f"{field}.argmax_agreement", case.argmax_agreement, 0, 1)

@@ -11,7 +11,7 @@ from tests.integration.registry.registries import GRAPH, Registry, blob_of, desc
 from penstock.api.registry.v1 import artifact_service_pb2, deployment_service_pb2
 from penstock.api.registry.v1 import registry_service_pb2 as pb
 from penstock.api.types.v1.blob_pb2 import Blob
-from penstock.api.types.v1.parity_pb2 import ParityCase, ParityReport
+from penstock.api.types.v1.parity_pb2 import DatatypeTolerance, ParityCase, ParityReport
 from penstock.api.types.v1.signature_pb2 import Dimension, Signature, TensorSpec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,7 +40,7 @@ def signature(*inputs: TensorSpec, outputs: tuple[TensorSpec, ...] = (GOOD,)) ->
     return version(signature=Signature(inputs=inputs, outputs=outputs))
 
 
-def parity(*cases: ParityCase, **totals: float) -> pb.CreateVersionRequest:
+def parity(*cases: ParityCase, **totals: object) -> pb.CreateVersionRequest:
     return version(parity=ParityReport(cases=cases or [case()], **totals))
 
 
@@ -108,8 +108,15 @@ REQUESTS: list[tuple[str, Message, list[str]]] = [
     ("CreateVersion", version(parity=ParityReport()), ["version.parity.cases"]),
     ("CreateVersion", parity(max_absolute_error=float("nan")), ["version.parity.max_absolute_error"]),
     ("CreateVersion", parity(relative_tolerance=float("inf")), ["version.parity.relative_tolerance"]),
+    ("CreateVersion", parity(argmax_agreement=1.5), ["version.parity.argmax_agreement"]),
+    ("CreateVersion", parity(row_count=-1), ["version.parity.row_count"]),
+    (
+        "CreateVersion",
+        parity(tolerances=[DatatypeTolerance(absolute=-1.0, relative=float("nan"))]),
+        ["version.parity.tolerances[0].absolute", "version.parity.tolerances[0].relative"],
+    ),
     ("CreateVersion", parity(case(), case(output="other")), ["version.parity.cases[1].output"]),
-    ("CreateVersion", parity(case(batch_size=0)), ["version.parity.cases[0].batch_size"]),
+    ("CreateVersion", parity(case(batch_size=-1)), ["version.parity.cases[0].batch_size"]),
     ("CreateVersion", parity(case(max_relative_error=-1.0)), ["version.parity.cases[0].max_relative_error"]),
     ("CreateVersion", parity(case(argmax_agreement=1.5)), ["version.parity.cases[0].argmax_agreement"]),
     ("CreateVersion", version(metrics={str(number): 0.0 for number in range(101)}), ["version.metrics"]),

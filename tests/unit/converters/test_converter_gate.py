@@ -1,5 +1,6 @@
 """Graphs that are wrong in one way each, made by hand."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -10,11 +11,13 @@ from onnx import TensorProto, helper
 from penstock.converters import GateError, Signature, TensorSpec, Tolerance
 from penstock.converters.gate import verify
 from penstock.converters.naming import finish
+from penstock.converters.ort_log import collected
 from penstock.converters.parity import Batch
+from penstock.converters.probe import Examination
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", ("batch", 2)),), (TensorSpec("y", "FP32", ("batch", 2)),))
 ROWS = np.asarray([[1, 2], [3, 4]], np.float32)
-BATCHES = [Batch("random", 2, {"x": ROWS}, {"y": ROWS + 1})]
+ASKED = Examination(SIGNATURE, (Batch("random", 2, {"x": ROWS}, {"y": ROWS + 1}),), ())
 
 
 def adder(**changes: object) -> onnx.ModelProto:
@@ -37,7 +40,7 @@ def leaked_constant() -> onnx.ModelProto:
 
 
 def test_the_right_graph_passes() -> None:
-    report = verify(adder(), SIGNATURE, BATCHES, Tolerance(), "by hand")
+    report = verify(adder(), ASKED, None, "by hand")
     assert report.max_absolute_error == 0.0
     assert report.source == "by hand"
     assert report.runtime.startswith("onnxruntime 1.")
@@ -56,20 +59,20 @@ def test_the_right_graph_passes() -> None:
 )
 def test_a_wrong_graph_does_not(build: Callable[[], onnx.ModelProto], message: str) -> None:
     with pytest.raises(GateError, match=message):
-        verify(build(), SIGNATURE, BATCHES, Tolerance(), "by hand")
+        verify(build(), ASKED, None, "by hand")
 
 
 def test_a_leaked_input_survives_the_naming() -> None:
     model = finish(leaked_constant(), SIGNATURE, ["x"], ["y"], "adder")
     with pytest.raises(GateError, match="asks its caller for 'one'"):
-        verify(model, SIGNATURE, BATCHES, Tolerance(), "by hand")
+        verify(model, ASKED, None, "by hand")
 
 
 def test_names_that_collide_with_inner_ones() -> None:
     signature = Signature((TensorSpec("one", "FP32", ("batch", 2)),), (TensorSpec("add", "FP32", ("batch", 2)),))
     model = finish(adder(), signature, ["x"], ["y"], "adder")
-    batches = [Batch("random", 2, {"one": ROWS}, {"add": ROWS + 1})]
-    assert verify(model, signature, batches, Tolerance(), "by hand").max_absolute_error == 0.0
+    asked = Examination(signature, (Batch("random", 2, {"one": ROWS}, {"add": ROWS + 1}),), ())
+    assert verify(model, asked, None, "by hand").max_absolute_error == 0.0
     assert [constant.name for constant in model.graph.initializer] == ["one_1"]
 
 
@@ -79,5 +82,50 @@ def test_axes_of_one_name_must_agree() -> None:
     )
     model = finish(adder(), signature, ["x"], ["y"], "adder")
     rows = np.zeros((2, 3), np.float32)
+    asked = Examination(signature, (Batch("random", 2, {"x": rows}, {"y": rows + 1}),), ())
     with pytest.raises(GateError, match=r"shape \[2, 3\]"):
-        verify(model, signature, [Batch("random", 2, {"x": rows}, {"y": rows + 1})], Tolerance(), "by hand")
+        verify(model, asked, None, "by hand")
+
+
+def test_a_warning_that_means_a_wrong_graph_lets_none_pass() -> None:
+    model = adder()
+    model.graph.initializer.append(helper.make_tensor("unused", TensorProto.FLOAT, [1], [0.0]))
+    with pytest.raises(GateError, match=r"warns of the graph: .*'unused'.*not used by any node"):
+        verify(model, ASKED, None, "by hand")
+
+
+def test_other_warnings_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.converters.gate._FAULTS", ())
+    model = adder()
+    model.graph.initializer.append(helper.make_tensor("unused", TensorProto.FLOAT, [1], [0.0]))
+    assert any("'unused'" in warning for warning in verify(model, ASKED, None, "by hand").warnings)
+
+
+def test_what_others_write_meanwhile_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    record = b"\x1b[0;93m2026-11-25 03:12:45.1 [W:onnxruntime:, graph.cc:1 Clean] A warning.\x1b[m\n"
+    with collected() as warnings:
+        os.write(2, b"before\n" + record + b"behind\n")
+    assert warnings == ["A warning."]
+    assert capfd.readouterr().err == "before\nbehind\n"
+
+
+def test_no_rows_are_spared_the_kernels_that_would_end_the_process() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (5, "batch", 3)),), (TensorSpec("y", "FP32", (5, 1, "batch", 2)),))
+    weights = [
+        helper.make_tensor("W", TensorProto.FLOAT, [1, 8, 3], np.ones(24)),
+        helper.make_tensor("R", TensorProto.FLOAT, [1, 8, 2], np.ones(16)),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=2)],
+        "lstm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 1, "batch", 2])],
+        weights,
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    no_steps = Batch("random", 1, {"x": np.zeros((5, 1, 3), np.float32)}, {"y": np.zeros((5, 1, 1, 2), np.float32)})
+    empty = Batch("empty", 0, {"x": np.zeros((5, 0, 3), np.float32)}, {"y": np.zeros((5, 1, 0, 2), np.float32)})
+    report = verify(model, Examination(signature, (no_steps, empty), ()), Tolerance(10, 10), "by hand")
+    assert [(kind.rows, kind.reason) for kind in report.skipped] == [
+        ("empty", "ONNX Runtime's LSTM needs at least one row")
+    ]

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from penstock.converters import GateError, ParityReport, Tolerance
-from penstock.converters.parity import Batch, compare
+from penstock.converters.parity import Batch, DatatypeTolerance, compare
 
 NAN, INF = float("nan"), float("inf")
 
@@ -77,10 +77,48 @@ def test_report_is_the_worst_of_its_cases() -> None:
         compare(batch([[1.0, 2.0]]), "y", np.asarray([[1.0 + error, 2.0]], np.float32), tolerance)
         for error in (0.25, 0.5)
     ]
-    report = ParityReport.of(cases, tolerance, source="keras", runtime="onnxruntime")
+    report = ParityReport.of(cases, {"FP32": tolerance}, source="keras", runtime="onnxruntime")
     assert report.max_absolute_error == 0.5
     assert report.max_relative_error == 0.5
     assert report.cases == tuple(cases)
+    assert report.tolerances == (DatatypeTolerance("FP32", 1.0, 1.0),)
+    assert report.row_count == 2
+    assert report.argmax_agreement == 1.0
+
+
+def test_each_datatype_has_its_tolerance() -> None:
+    for dtype, passes in (("float16", True), ("float32", False)):
+        source, converted = np.asarray([[1.0]], dtype), np.asarray([[1.005]], dtype)
+        rows = Batch("random", 1, {}, {"y": source})
+        if passes:
+            compare(rows, "y", converted, None)
+        else:
+            with pytest.raises(GateError, match="row 0"):
+                compare(rows, "y", converted, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "converted"),
+    [
+        (np.asarray([[1_000_000]], np.int64), np.asarray([[1_000_001]], np.int64)),
+        (np.asarray([[True]]), np.asarray([[False]])),
+        (np.asarray([["cat"]], object), np.asarray([["dog"]], object)),
+    ],
+)
+def test_classes_and_texts_are_equal_or_wrong(source: NDArray[Any], converted: NDArray[Any]) -> None:
+    rows = Batch("random", 1, {}, {"y": source})
+    assert compare(rows, "y", source, None).max_absolute_error == 0.0
+    with pytest.raises(GateError, match=r"'y' differs.*row 0") as caught:
+        compare(rows, "y", converted, Tolerance(10, 10))
+    assert (caught.value.output, caught.value.row) == ("y", 0)
+
+
+def test_slack_is_allowed_where_it_was_measured() -> None:
+    source, slack = np.asarray([[1.0], [1.0]], np.float32), np.asarray([[0.5], [0.0]])
+    rows = Batch("extreme", 2, {}, {"y": source}, slack={"y": slack})
+    assert compare(rows, "y", np.asarray([[1.4], [1.0]], np.float32), None).max_absolute_error == pytest.approx(0.4)
+    with pytest.raises(GateError, match="row 1"):
+        compare(rows, "y", np.asarray([[1.4], [1.4]], np.float32), None)
 
 
 @pytest.mark.parametrize("value", [-1.0, NAN, INF])

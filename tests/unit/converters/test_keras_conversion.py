@@ -194,7 +194,12 @@ def test_converts(build: Callable[[], Model], inputs: list[str], outputs: list[s
     assert read_signature(path) == conversion.signature
     sizes = [(case.output, case.rows, case.batch_size) for case in conversion.parity.cases]
     names = [spec.name for spec in conversion.signature.outputs]
-    assert sizes == [(name, "random", size) for size in (1, 2, 7) for name in names]
+    random = [case for case in sizes if case[1] == "random"]
+    assert random == [(name, "random", size) for size in (1, 2, 7, 32) for name in names]
+    skipped = {kind.rows for kind in conversion.parity.skipped}
+    assert {rows for _, rows, _ in sizes} | skipped >= {"random", "empty"}
+    # Whatever the rows, they were compared on every output or on none.
+    assert sizes == [(name, rows, size) for rows, size in dict.fromkeys(case[1:] for case in sizes) for name in names]
 
     session = onnxruntime.InferenceSession(path)
     assert [value.name for value in session.get_inputs()] == [spec.name for spec in conversion.signature.inputs]
@@ -246,6 +251,23 @@ def test_samples_join_the_comparison(tmp_path: Path) -> None:
 def test_samples_that_do_not_fit(samples: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSamplesError, match=message):
         convert(classifier(), tmp_path / "model.onnx", samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("build", "compared", "skipped"),
+    [
+        (classifier, {"extreme", "empty"}, {"nan": "no number"}),
+        (masked_series, {"padded", "empty"}, {}),
+        (series, {"extreme", "padded"}, {"nan": "no number", "empty": "fails on them"}),
+        (normalized, {"extreme", "empty"}, {"nan": "no number"}),
+    ],
+)
+def test_hard_rows(build: Callable[[], Model], compared: set[str], skipped: dict[str, str], tmp_path: Path) -> None:
+    report = convert(build(), tmp_path / "model.onnx").parity
+    assert {case.rows for case in report.cases} == compared | {"random"}
+    assert {kind.rows for kind in report.skipped} == set(skipped)
+    for kind in report.skipped:
+        assert skipped[kind.rows] in kind.reason
 
 
 def exact_gelu() -> Model:

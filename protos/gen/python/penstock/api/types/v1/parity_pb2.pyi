@@ -35,6 +35,11 @@ class ParityReport(_message.Message):
     RELATIVE_TOLERANCE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     RUNTIME_FIELD_NUMBER: _builtins.int
+    ARGMAX_AGREEMENT_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    TOLERANCES_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     max_absolute_error: _builtins.float
     """The largest absolute difference over all cases."""
     max_relative_error: _builtins.float
@@ -42,15 +47,35 @@ class ParityReport(_message.Message):
     the absolute tolerance left out.
     """
     absolute_tolerance: _builtins.float
-    """An element passes if |converted − source| <= absolute_tolerance + relative_tolerance × |source|."""
+    """An element passes if |converted − source| <= absolute_tolerance + relative_tolerance × |source|, with the
+    tolerances of its datatype. These are the largest of `tolerances`.
+    """
     relative_tolerance: _builtins.float
     source: _builtins.str
     """What made the source's answers: `keras 3.15.1`, for example."""
     runtime: _builtins.str
     """What made the converted model's answers: `onnxruntime 1.32.0`, for example."""
+    argmax_agreement: _builtins.float
+    """The share of all rows, 0 to 1, in which the largest element of the last axis is the same one."""
+    row_count: _builtins.int
+    """How many rows were compared."""
     @_builtins.property
     def cases(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParityCase]:
         """The comparisons that were made, at least one."""
+
+    @_builtins.property
+    def tolerances(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatatypeTolerance]:
+        """What was allowed, one entry for each datatype among the outputs, in the order of their names. Empty in reports of
+        before there were several: the two fields above held for all.
+        """
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedRows]:
+        """Kinds of rows that were left out."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the runtime warned of when it loaded and ran the converted model, each text once."""
 
     def __init__(
         self,
@@ -62,14 +87,73 @@ class ParityReport(_message.Message):
         relative_tolerance: _builtins.float = ...,
         source: _builtins.str = ...,
         runtime: _builtins.str = ...,
+        argmax_agreement: _builtins.float = ...,
+        row_count: _builtins.int = ...,
+        tolerances: _abc.Iterable[Global___DatatypeTolerance] | None = ...,
+        skipped: _abc.Iterable[Global___SkippedRows] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_tolerance", b"absolute_tolerance", "cases", b"cases", "max_absolute_error", b"max_absolute_error", "max_relative_error", b"max_relative_error", "relative_tolerance", b"relative_tolerance", "runtime", b"runtime", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_tolerance", b"absolute_tolerance", "argmax_agreement", b"argmax_agreement", "cases", b"cases", "max_absolute_error", b"max_absolute_error", "max_relative_error", b"max_relative_error", "relative_tolerance", b"relative_tolerance", "row_count", b"row_count", "runtime", b"runtime", "skipped", b"skipped", "source", b"source", "tolerances", b"tolerances", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParityReport: _TypeAlias = ParityReport  # noqa: Y015
+
+@_typing.final
+class DatatypeTolerance(_message.Message):
+    """What elements of one datatype could differ by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATATYPE_FIELD_NUMBER: _builtins.int
+    ABSOLUTE_FIELD_NUMBER: _builtins.int
+    RELATIVE_FIELD_NUMBER: _builtins.int
+    datatype: _builtins.str
+    """A datatype of the Open Inference Protocol."""
+    absolute: _builtins.float
+    relative: _builtins.float
+    def __init__(
+        self,
+        *,
+        datatype: _builtins.str = ...,
+        absolute: _builtins.float = ...,
+        relative: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute", b"absolute", "datatype", b"datatype", "relative", b"relative"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatatypeTolerance: _TypeAlias = DatatypeTolerance  # noqa: Y015
+
+@_typing.final
+class SkippedRows(_message.Message):
+    """A kind of rows that both models could not be compared on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rows: _builtins.str
+    """As in `ParityCase.rows`."""
+    reason: _builtins.str
+    """Mostly, that the source itself fails on such rows, and how."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkippedRows: _TypeAlias = SkippedRows  # noqa: Y015
 
 @_typing.final
 class ParityCase(_message.Message):
@@ -86,10 +170,16 @@ class ParityCase(_message.Message):
     output: _builtins.str
     """The output that was compared."""
     rows: _builtins.str
-    """Where the rows came from: `random`, made for the comparison, or `sample`, rows of the user's."""
+    """What rows they were: `sample`, rows of the user's, or made for the comparison: `random`, `extreme` (zeros, large and
+    tiny numbers), `nan`, `padded` (sequences with zeros behind), `unknown` (texts that no vocabulary has), `tie` (numbers
+    at the thresholds of trees), `empty` (none). A reader must expect others.
+    """
     batch_size: _builtins.int
-    """How many rows the batch had."""
+    """How many rows the batch had; 0 for `empty`."""
     max_absolute_error: _builtins.float
+    """Of `extreme` rows, differences may be above the tolerance by as much as the source's own answers change when the rows
+    change by a few roundings.
+    """
     max_relative_error: _builtins.float
     argmax_agreement: _builtins.float
     """The share of rows, 0 to 1, in which the largest element of the last axis is the same one. 1 for an output

@@ -1,0 +1,154 @@
+"""Rows on which converted models differ from their sources first: extreme ones, NaN, none, padding, unknown words."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.converters.parity import Batch, SkippedRows, Tensors
+from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor
+
+# Far outside of what models are trained on, and yet no sum of many squares overflows.
+_LARGE = {"float16": 64.0, "float32": 1e4, "float64": 1e4}
+# Under the smallest normal number of float32.
+_TINY = {"float16": 1e-7, "float32": 1e-39, "float64": 1e-39}
+
+_WIGGLE = 2.0**-20
+"""Extreme rows are also asked a few roundings of float32 beside themselves: what their answers change by is slack."""
+_WIGGLES = 2
+_SLACK_FACTOR = 8.0
+
+_UNKNOWN_TEXTS = ("", " ", "zyzzyva", "Straße", "日本語", "☂ unseen, UNSEEN!", "a" * 300)
+
+
+def hard_batches(source: Source, shapes: Mapping[str, NamedShape], base: Batch) -> Iterator[Batch | SkippedRows]:
+    """`base` made hard in one way after the other, each with the source's answers, or why it was left out."""
+    made = {
+        "extreme": _extreme(source, base.inputs),
+        "nan": _nan(source, base.inputs),
+        "padded": _padded(source, shapes, base.inputs),
+        "unknown": _unknown(source, base.inputs),
+        **source.own_rows(),
+    }
+    for kind, rows in made.items():
+        if rows is None:
+            continue
+        batch = _asked(source, kind, rows)
+        if kind == "extreme" and isinstance(batch, Batch):
+            batch = _with_slack(source, batch)
+        yield batch
+    if all(isinstance(shape[0], str) for shape in shapes.values()):
+        yield _asked(source, "empty", {name: array[:0] for name, array in base.inputs.items()})
+
+
+def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
+    size = len(next(iter(rows.values())))
+    try:
+        answers = source.answer(rows)
+    except Exception as error:  # a model raises what it likes
+        return SkippedRows(kind, f"the source fails on them: {_first_line(error)}")
+    unasked = {name: ~_is_number(array) for name, array in answers.items()} if kind in {"nan", "extreme"} else {}
+    if size and unasked and all(mask.all() for mask in unasked.values()):
+        return SkippedRows(kind, "the source answers with no number")
+    return Batch(kind, size, rows, answers, unasked=unasked)
+
+
+def _with_slack(source: Source, batch: Batch) -> Batch:
+    """Rounding is enlarged by such rows as by the model itself, and no conversion can keep the order of all sums."""
+    random = np.random.default_rng(0)
+    slack = {name: np.zeros(array.shape) for name, array in batch.answers.items() if array.dtype != object}
+    unasked = dict(batch.unasked)
+    for _ in range(_WIGGLES):
+        rows = {
+            name: array * (1 + _WIGGLE * random.choice([-1, 1], array.shape)).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in batch.inputs.items()
+        }
+        answers = source.answer(rows)
+        for name, known in slack.items():
+            ours, theirs = answers[name].astype(np.float64), batch.answers[name].astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                moved = np.abs(ours - theirs)
+            slack[name] = np.maximum(known, np.nan_to_num(_SLACK_FACTOR * moved, nan=0.0))
+            unasked[name] = unasked[name] | ~_is_number(answers[name])
+    return Batch(batch.rows, batch.size, batch.inputs, batch.answers, slack, unasked)
+
+
+def _extreme(source: Source, base: Tensors) -> Tensors | None:
+    """Rows of zeros, of large and of tiny numbers of either sign, and of random ones made large."""
+    if not _floats(source):
+        return None
+    rows = dict(base)
+    for tensor in _floats(source):
+        array, large, tiny = base[tensor.name].copy(), _LARGE[tensor.dtype], _TINY[tensor.dtype]
+        fills = (0.0, large, -large, tiny, -tiny)
+        for row, fill in enumerate(fills[: len(array)]):
+            array[row] = fill
+        array[len(fills) :] *= large
+        rows[tensor.name] = array
+    return rows
+
+
+def _nan(source: Source, base: Tensors) -> Tensors | None:
+    """Rows with one NaN in another place each, and a last one of nothing else."""
+    if not _floats(source):
+        return None
+    rows = dict(base)
+    for tensor in _floats(source):
+        array = base[tensor.name].copy()
+        if array.size:
+            flat = array.reshape(len(array), -1)
+            for row in range(len(flat)):
+                flat[row, row % flat.shape[1]] = np.nan
+            flat[-1] = np.nan
+            array = flat.reshape(array.shape)
+        rows[tensor.name] = array
+    return rows
+
+
+def _padded(source: Source, shapes: Mapping[str, NamedShape], base: Tensors) -> Tensors | None:
+    """Sequences that end earlier from row to row, with zeros behind; the first has nothing but them."""
+    padded = [
+        tensor
+        for tensor in source.inputs
+        if len(shapes[tensor.name]) > 1
+        and tensor.dtype != TEXT
+        and (isinstance(shapes[tensor.name][1], str) or (np.dtype(tensor.dtype).kind in "iu"))
+    ]
+    if not padded:
+        return None
+    rows = dict(base)
+    for tensor in padded:
+        array = base[tensor.name].copy()
+        for row in range(len(array)):
+            array[row, row * array.shape[1] // len(array) :] = 0
+        rows[tensor.name] = array
+    return rows
+
+
+def _unknown(source: Source, base: Tensors) -> Tensors | None:
+    """Texts that no vocabulary has. Integers stay within what the source says it takes: embeddings have no others."""
+    texts = [tensor.name for tensor in source.inputs if tensor.dtype == TEXT]
+    if not texts:
+        return None
+    random = np.random.default_rng(0)
+    return {**base, **{name: random.choice(np.asarray(_UNKNOWN_TEXTS, object), base[name].shape) for name in texts}}
+
+
+def _floats(source: Source) -> list[SourceTensor]:
+    return [tensor for tensor in source.inputs if tensor.dtype in _LARGE]
+
+
+def _is_number(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """The lowest number of a datatype is none: a maximum over nothing but NaN is left with it."""
+    if array.dtype.kind != "f":
+        return np.ones(array.shape, np.bool_)
+    numbers: NDArray[np.bool_] = np.abs(array) < np.finfo(array.dtype).max  # false for NaN, too
+    return numbers
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,118 @@
+"""What a conversion asks of a model, whatever made it: named tensors, rows to try, answers, and a graph."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.converters.errors import InvalidSamplesError
+from penstock.converters.parity import Tensors
+from penstock.converters.signature import BATCH
+
+# What the dynamic axes of a tensor are called, by its rank. Channels are last: TensorFlow runs nothing else on a CPU.
+_AXES = {2: {1: "sequence"}, 3: {1: "sequence"}, 4: {1: "height", 2: "width"}, 5: {1: "depth", 2: "height", 3: "width"}}
+
+TEXT = "object"
+"""The numpy dtype of strings, as ONNX Runtime takes and gives them."""
+
+Shape = tuple[int | str | None, ...]
+NamedShape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """An input or output. `shape` has None for a dynamic axis without a name; the first axis is the rows'."""
+
+    name: str
+    dtype: str
+    datatype: str
+    shape: Shape
+
+
+class Source(Protocol):
+    """A trained model. Inputs and outputs are in its own order."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def description(self) -> str:
+        """What gives the answers: `keras 3.15.1`."""
+
+    @property
+    def inputs(self) -> Sequence[SourceTensor]: ...
+
+    @property
+    def outputs(self) -> Sequence[SourceTensor]: ...
+
+    def answer(self, rows: Tensors) -> dict[str, NDArray[Any]]:
+        """Runs the model. Raises whatever the model raises."""
+
+    def random_rows(self, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, NDArray[Any]]:
+        """Rows of the given shapes that the model takes; the same seed gives the same rows."""
+
+    def own_rows(self) -> Mapping[str, Tensors]:
+        """Rows that this kind of model may be converted wrongly on, by what they are called; often none."""
+
+
+def axis_names(tensors: Sequence[SourceTensor], *, shared: bool) -> dict[str, NamedShape]:
+    """The shape of each input with its dynamic axes named.
+
+    `shared` gives axes of one meaning (`sequence`) one name in all inputs: they must agree in size. Otherwise each
+    input has its own (`question_sequence`), unless it is the only one with that meaning. Axes with names keep them.
+    """
+    meanings = [_AXES.get(len(tensor.shape), {}).get(axis) for tensor, axis in _dynamic_axes(tensors)]
+
+    def name(tensor: SourceTensor, axis: int) -> str:
+        meaning = _AXES.get(len(tensor.shape), {}).get(axis)
+        if meaning is None:
+            return f"{tensor.name}_axis_{axis}"
+        return meaning if shared or meanings.count(meaning) == 1 else f"{tensor.name}_{meaning}"
+
+    return {
+        tensor.name: tuple(
+            BATCH if size is None and axis == 0 else name(tensor, axis) if size is None else size
+            for axis, size in enumerate(tensor.shape)
+        )
+        for tensor in tensors
+    }
+
+
+def fitted_samples(
+    tensors: Sequence[SourceTensor], samples: Mapping[str, NDArray[Any]]
+) -> tuple[int, dict[str, NDArray[Any]]]:
+    """The number of rows, and the rows in the model's datatypes. Raises `InvalidSamplesError`."""
+    names = [tensor.name for tensor in tensors]
+    if sorted(samples) != sorted(names):
+        raise InvalidSamplesError(f"Samples are needed for the inputs {names}, one array each; got {sorted(samples)}.")
+    rows = {tensor.name: _fitted(tensor, np.asarray(samples[tensor.name])) for tensor in tensors}
+    counts = {name: len(array) for name, array in rows.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise InvalidSamplesError(f"Samples need the same number of rows for every input, at least one; got {counts}.")
+    return counts[names[0]], rows
+
+
+def _dynamic_axes(tensors: Iterable[SourceTensor]) -> Iterator[tuple[SourceTensor, int]]:
+    for tensor in tensors:
+        yield from ((tensor, axis) for axis, size in enumerate(tensor.shape) if size is None and axis > 0)
+
+
+def _fitted(tensor: SourceTensor, array: NDArray[Any]) -> NDArray[Any]:
+    fits = array.ndim == len(tensor.shape) and all(
+        not isinstance(size, int) or size == came for size, came in zip(tensor.shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(BATCH if axis == 0 else str(size or "any") for axis, size in enumerate(tensor.shape))
+        raise InvalidSamplesError(
+            f"Samples of the input {tensor.name!r} need the shape [{wanted}]; got {list(array.shape)}."
+        )
+    if (tensor.dtype == TEXT) != (array.dtype.kind in "OU") or not np.can_cast(
+        array.dtype, tensor.dtype, casting="same_kind"
+    ):
+        wanted_type = "text" if tensor.dtype == TEXT else tensor.dtype
+        raise InvalidSamplesError(
+            f"Samples of the input {tensor.name!r} need the type {wanted_type}; got {array.dtype}."
+        )
+    return array.astype(tensor.dtype)
