@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from penstock.cli.convert import convert
+from penstock.cli.inspect import inspect
 from penstock.converters import read_signature
 from penstock.converters.conversion import _quiet_tensorflow
 
@@ -90,3 +91,32 @@ def test_not_a_model(tmp_path: Path) -> None:
     result = run(tmp_path / "model.keras", tmp_path / "out.onnx")
     assert result.exit_code == 1
     assert "is not a .keras archive" in result.stderr
+
+
+def test_onnx_with_report_and_opset(model: Path, tmp_path: Path) -> None:
+    assert run(model, "-o", tmp_path / "first.onnx").exit_code == 0
+    result = run(
+        tmp_path / "first.onnx", "-o", tmp_path / "second.onnx", "--opset", "20", "--report", tmp_path / "report.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "opset 20" in result.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["tolerances"] == [{"datatype": "FP32", "absolute": 1e-5, "relative": 1e-4}]
+    assert {"rows": "nan", "reason": "the source answers with no number"} in report["skipped"]
+
+
+def test_one_target_that_is_not_the_source(model: Path, tmp_path: Path) -> None:
+    assert "Give one file" in run(model, tmp_path / "a.onnx", "-o", tmp_path / "b.onnx").stderr
+    assert "would replace the model itself" in run(model, model).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect(model: Path, tmp_path: Path) -> None:
+    run(model, tmp_path / "out.onnx")
+    tables = CliRunner().invoke(inspect, [str(tmp_path / "out.onnx")])
+    assert tables.exit_code == 0, tables.output
+    for part in ("features", "[batch, 8]", "MatMul", "ai.onnx 18", "CPUExecutionProvider", "can run it"):
+        assert part in tables.stdout
+    found = json.loads(CliRunner().invoke(inspect, [str(tmp_path / "out.onnx"), "--json"]).stdout)
+    assert found["parameter_count"] == 27
+    assert found["operators"]["MatMul"] == 1

@@ -15,31 +15,44 @@ from penstock.converters.errors import (
 )
 
 if TYPE_CHECKING:
-    from penstock.converters.conversion import Conversion, convert
-    from penstock.converters.parity import ParityCase, ParityReport, Tolerance
+    from penstock.converters.conversion import Conversion, convert, verify
+    from penstock.converters.inspection import Inspection, Provider, inspect
+    from penstock.converters.parity import DatatypeTolerance, ParityCase, ParityReport, SkippedRows, Tolerance
     from penstock.converters.signature import Signature, TensorSpec, read_signature
 
 __all__ = [
     "Conversion",
     "ConversionError",
+    "DatatypeTolerance",
     "GateError",
+    "Inspection",
     "InvalidSamplesError",
     "ParityCase",
     "ParityReport",
+    "Provider",
     "Signature",
+    "SkippedRows",
     "TensorSpec",
     "Tolerance",
     "UnsafeFileError",
     "UnsupportedModelError",
     "convert",
+    "inspect",
     "read_signature",
+    "verify",
 ]
 
 _HOMES = {
     "Conversion": "conversion",
     "convert": "conversion",
+    "verify": "conversion",
+    "Inspection": "inspection",
+    "Provider": "inspection",
+    "inspect": "inspection",
+    "DatatypeTolerance": "parity",
     "ParityCase": "parity",
     "ParityReport": "parity",
+    "SkippedRows": "parity",
     "Tolerance": "parity",
     "Signature": "signature",
     "TensorSpec": "signature",

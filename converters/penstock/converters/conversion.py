@@ -1,8 +1,6 @@
 """The way from a trained model to an ONNX file."""
 
-import hashlib
 import os
-import secrets
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +11,20 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from penstock.converters.errors import ConversionError
-from penstock.converters.keras_archive import check_archive
 from penstock.converters.parity import ParityReport, Tolerance
 from penstock.converters.signature import Signature
+from penstock.converters.sources import open_source
+from penstock.converters.writing import write
 
 Step = Literal["load", "trace", "convert", "verify", "write"]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A file that passed the gate. `sha256` is in lower-case hexadecimal."""
+    """A file that passed the gate. `sha256` is in lower-case hexadecimal.
+
+    `data` is the file beside it that holds the weights of a model above 1.5 GB, else None; `size_bytes` counts both.
+    """
 
     path: Path
     signature: Signature
@@ -31,26 +33,32 @@ class Conversion:
     ir_version: int
     size_bytes: int
     sha256: str
+    data: Path | None
 
 
 def convert(
-    model: Any,  # noqa: ANN401 Keras publishes no types
+    model: Any,  # noqa: ANN401 whatever a user gives
     path: str | PathLike[str],
     *,
     samples: Mapping[str, NDArray[Any]] | None = None,
     tolerance: Tolerance | None = None,
+    opset: int | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Conversion:
-    """Converts a Sequential or Functional Keras 3 model, live or in a `.keras` file, to the ONNX file `path`.
+    """Converts a model to the ONNX file `path`.
+
+    The model is a Sequential or Functional Keras 3 model or an `onnx.ModelProto`, live or in a `.keras` or `.onnx`
+    file. An ONNX model is checked and cleaned; its names stay as they are.
 
     The file is written only after the graph has passed the gate: valid, loaded by ONNX Runtime, with the model's own
     names, order, datatypes and shapes, and answering like the model on 1, 2, 7 and 32 seeded random rows, on rows that
     are hard for it (`penstock.converters.rows`) and on `samples`, which hold an array of rows for each input by name.
-    Without a `tolerance` each datatype has its own. An existing file is replaced at once. `on_step`
-    hears of each step as it begins. Logging and TensorFlow's graphs are global: one conversion at a time in a process.
+    Without a `tolerance` each datatype has its own. `opset` is the version of ONNX's operators, by default the
+    converter's own. An existing file is replaced at once. `on_step` hears of each step as it begins. Logging,
+    TensorFlow's graphs and standard error are global: one conversion at a time in a process.
 
     Raises `UnsupportedModelError` if ONNX or the converter cannot say what the model does, `GateError` if the graph
-    is not the model, `UnsafeFileError` if the `.keras` file breaks a rule for untrusted files, `InvalidSamplesError`
+    is not the model, `UnsafeFileError` if the file breaks a rule for untrusted files, `InvalidSamplesError`
     if the samples do not fit the inputs, and `ConversionError` if a file cannot be read or written.
     """
     announce = on_step or _silently
@@ -58,44 +66,54 @@ def convert(
     if not target.parent.is_dir():
         raise ConversionError(f"Cannot write {target}: its folder {target.parent} does not exist. Create it first.")
     announce("load")
-    archive = _checked(Path(model)) if isinstance(model, str | PathLike) else None
     _quiet_tensorflow()
-    from penstock.converters import gate, keras_source, naming, tf2onnx_route  # noqa: PLC0415 seconds of TensorFlow
-    from penstock.converters.probe import probe  # noqa: PLC0415 seconds of TensorFlow
+    source = open_source(model)
+    from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
+    from penstock.converters.opset import opset_of, with_opset  # noqa: PLC0415 loads ONNX
+    from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
 
-    source = keras_source.KerasSource(model if archive is None else keras_source.load(archive))
     announce("trace")
     asked = probe(source, samples)
-    traced = tf2onnx_route.trace(source)
     announce("convert")
-    graph = tf2onnx_route.to_onnx(traced, source)
-    graph = naming.finish(graph, asked.signature, traced.inputs, traced.outputs, source.name)
+    graph = with_opset(source.to_onnx(asked.signature), opset)
     announce("verify")
     parity = gate.verify(graph, asked, tolerance, source.description)
     announce("write")
-    content: bytes = graph.SerializeToString(deterministic=True)
-    _write(target, content)
+    written = write(target, graph)
     return Conversion(
         path=target,
         signature=asked.signature,
         parity=parity,
-        opset=tf2onnx_route.OPSET,
-        ir_version=naming.IR_VERSION,
-        size_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
+        opset=opset_of(graph),
+        ir_version=graph.ir_version,
+        size_bytes=written.size_bytes,
+        sha256=written.sha256,
+        data=written.data,
     )
+
+
+def verify(
+    model: Any,  # noqa: ANN401 ONNX publishes no types
+    source: Any,  # noqa: ANN401 whatever a user gives
+    *,
+    samples: Mapping[str, NDArray[Any]] | None = None,
+    tolerance: Tolerance | None = None,
+) -> ParityReport:
+    """Lets an ONNX model, live or the path of a file, through the gate that `convert` has for the model `source`.
+
+    It must have the names, datatypes and shapes that `convert` gives. Raises what `convert` raises.
+    """
+    _quiet_tensorflow()
+    from penstock.converters import gate, onnx_file  # noqa: PLC0415 loads ONNX Runtime
+    from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
+
+    graph = onnx_file.read(Path(model)) if isinstance(model, str | PathLike) else model
+    opened = open_source(source)
+    return gate.verify(graph, probe(opened, samples), tolerance, opened.description)
 
 
 def _silently(_: Step) -> None:
     pass
-
-
-def _checked(path: Path) -> Path:
-    try:
-        check_archive(path)
-    except OSError as error:
-        raise ConversionError(f"Cannot read the model {path}: {error.strerror}.") from error
-    return path
 
 
 def _quiet_tensorflow() -> None:
@@ -104,20 +122,3 @@ def _quiet_tensorflow() -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         # Announced before the log level is known; and its other rounding would only blur the comparison.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
-def _write(target: Path, content: bytes) -> None:
-    """All or nothing: a crash leaves the old file, or none."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise ConversionError(
-            f"Cannot write {target}: {error.strerror}. The folder must be writable and have room."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

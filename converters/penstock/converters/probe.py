@@ -72,7 +72,9 @@ def _random_batches(source: Source) -> tuple[dict[str, NamedShape], list[Batch]]
 
 def _random_batch(source: Source, shapes: dict[str, NamedShape], trial: int) -> Batch:
     # Rows come along the first axis, whatever it is called; what differs in name may differ in size.
-    sizes: dict[str, int] = {shape[0]: BATCH_SIZES[trial] for shape in shapes.values() if isinstance(shape[0], str)}
+    sizes: dict[str, int] = {
+        axis: BATCH_SIZES[trial] for shape in shapes.values() for axis in shape[:1] if isinstance(axis, str)
+    }
     rows_axes = len(sizes)
     # Three sizes tell axes apart; 32 rows have the smallest again.
     for shape in shapes.values():
@@ -82,7 +84,8 @@ def _random_batch(source: Source, shapes: dict[str, NamedShape], trial: int) -> 
                 sizes[axis] = first + step * (trial % 3) + len(sizes) - rows_axes
     drawn = {name: [axis if isinstance(axis, int) else sizes[axis] for axis in shape] for name, shape in shapes.items()}
     rows = source.random_rows(drawn, seed=trial)
-    return Batch("random", len(next(iter(rows.values()))), rows, source.answer(rows))
+    size = min(array.shape[0] if array.ndim else 1 for array in rows.values())
+    return Batch("random", size, rows, source.answer(rows))
 
 
 def _sample_batches(source: Source, samples: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:
@@ -99,7 +102,7 @@ def _failing(source: Source, error: Exception) -> UnsupportedModelError:
     inputs = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in source.inputs)
     return UnsupportedModelError(
         f"The model itself, in {source.description}, fails on rows of its input shapes ({inputs}): {error} "
-        "Fix the model, or give keras.Input the sizes that it needs."
+        "Fix the model, or give its inputs the sizes that it needs."
     )
 
 

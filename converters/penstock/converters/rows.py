@@ -38,12 +38,12 @@ def hard_batches(source: Source, shapes: Mapping[str, NamedShape], base: Batch) 
         if kind == "extreme" and isinstance(batch, Batch):
             batch = _with_slack(source, batch)
         yield batch
-    if all(isinstance(shape[0], str) for shape in shapes.values()):
+    if all(shape and isinstance(shape[0], str) for shape in shapes.values()):
         yield _asked(source, "empty", {name: array[:0] for name, array in base.inputs.items()})
 
 
 def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
-    size = len(next(iter(rows.values())))
+    size = min(array.shape[0] if array.ndim else 1 for array in rows.values())
     try:
         answers = source.answer(rows)
     except Exception as error:  # a model raises what it likes
@@ -138,7 +138,7 @@ def _unknown(source: Source, base: Tensors) -> Tensors | None:
 
 
 def _floats(source: Source) -> list[SourceTensor]:
-    return [tensor for tensor in source.inputs if tensor.dtype in _LARGE]
+    return [tensor for tensor in source.inputs if tensor.dtype in _LARGE and tensor.shape]
 
 
 def _is_number(array: NDArray[Any]) -> NDArray[np.bool_]:

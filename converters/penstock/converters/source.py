@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from penstock.converters.errors import InvalidSamplesError
 from penstock.converters.parity import Tensors
-from penstock.converters.signature import BATCH
+from penstock.converters.signature import BATCH, Signature
 
 # What the dynamic axes of a tensor are called, by its rank. Channels are last: TensorFlow runs nothing else on a CPU.
 _AXES = {2: {1: "sequence"}, 3: {1: "sequence"}, 4: {1: "height", 2: "width"}, 5: {1: "depth", 2: "height", 3: "width"}}
@@ -52,6 +52,9 @@ class Source(Protocol):
 
     def random_rows(self, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, NDArray[Any]]:
         """Rows of the given shapes that the model takes; the same seed gives the same rows."""
+
+    def to_onnx(self, signature: Signature) -> Any:  # noqa: ANN401 ONNX publishes no types
+        """The model as an `onnx.ModelProto` with this signature. Raises `UnsupportedModelError`."""
 
     def own_rows(self) -> Mapping[str, Tensors]:
         """Rows that this kind of model may be converted wrongly on, by what they are called; often none."""

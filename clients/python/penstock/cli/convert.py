@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.output import visible
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from penstock.converters import Conversion
+    from penstock.converters import Conversion, Tolerance
 
 _STEPS = {
     "load": "Loading the model",
@@ -25,47 +27,110 @@ _STEPS = {
 
 @click.command()
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, another way of saying TARGET. [default: SOURCE with .onnx]",
+)
+@click.option(
+    "--opset",
+    type=click.IntRange(min=1),
+    help="The version of ONNX's operators. [default: the one that the converter makes, which ONNX Runtime loads]",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    help="Difference from the model that an answer may have, absolute and relative. [default: by datatype]",
+)
 @click.option(
     "--atol",
     type=click.FloatRange(min=0),
-    help="Absolute difference from the model that an answer may have. [default: 1e-5]",
+    help="Absolute difference from the model that an answer may have. [default: --tolerance]",
 )
 @click.option(
     "--rtol",
     type=click.FloatRange(min=0),
-    help="Relative difference from the model that an answer may have. [default: 1e-4]",
+    help="Relative difference from the model that an answer may have. [default: --tolerance]",
 )
 @click.option(
     "--samples",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A .npz file with rows to compare on besides random ones: one array for each input, under its name.",
+    help="A .npz or .parquet file with rows to compare on besides made ones: an array or column for each input.",
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write the parity report to this file, as JSON.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the signature and the parity report as JSON.")
 def convert(
-    *, source: Path, target: Path, atol: float | None, rtol: float | None, samples: Path | None, as_json: bool
+    *,
+    source: Path,
+    target: Path | None,
+    output: Path | None,
+    opset: int | None,
+    tolerance: float | None,
+    atol: float | None,
+    rtol: float | None,
+    samples: Path | None,
+    report_file: Path | None,
+    as_json: bool,
 ) -> None:
-    """Convert the Keras model SOURCE (.keras) to the ONNX file TARGET.
+    """Convert the model SOURCE (.keras or .onnx) to the ONNX file TARGET.
 
-    TARGET is written only if ONNX Runtime gives the same answers as Keras.
+    TARGET is written only if ONNX Runtime gives the same answers as the model. An .onnx is checked and cleaned.
     """
-    from penstock.converters import ConversionError, Tolerance
+    from penstock.converters import ConversionError
     from penstock.converters import convert as convert_model
 
-    given = {name: value for name, value in (("absolute", atol), ("relative", rtol)) if value is not None}
     try:
-        rows = _read_samples(samples) if samples else None
         with _progress() as on_step:
-            conversion = convert_model(source, target, samples=rows, tolerance=Tolerance(**given), on_step=on_step)
+            conversion = convert_model(
+                source,
+                _target(source, target, output),
+                samples=_read_samples(samples) if samples else None,
+                tolerance=_tolerance(tolerance, atol, rtol),
+                opset=opset,
+                on_step=on_step,
+            )
     except ConversionError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(visible(str(error))) from error
+    if report_file:
+        report_file.write_text(json.dumps(dataclasses.asdict(conversion.parity), indent=2) + "\n", encoding="utf-8")
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(conversion), default=str))
     else:
         _print_tables(conversion)
 
 
+def _target(source: Path, target: Path | None, output: Path | None) -> Path:
+    if target and output:
+        raise click.UsageError(f"Give one file to write: TARGET is {target}, --output is {output}.")
+    chosen = target or output or source.with_suffix(".onnx")
+    if chosen.resolve() == source.resolve():
+        raise click.UsageError(f"{chosen} would replace the model itself. Name another file with -o.")
+    return chosen
+
+
+def _tolerance(both: float | None, absolute: float | None, relative: float | None) -> "Tolerance | None":
+    from penstock.converters import Tolerance
+
+    if both is absolute is relative is None:
+        return None
+    default = Tolerance() if both is None else Tolerance(both, both)
+    return Tolerance(
+        default.absolute if absolute is None else absolute, default.relative if relative is None else relative
+    )
+
+
 def _read_samples(path: Path) -> Mapping[str, "NDArray[Any]"]:
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+
+
+def _read_npz(path: Path) -> Mapping[str, "NDArray[Any]"]:
     import zipfile
 
     import numpy as np
@@ -79,6 +144,27 @@ def _read_samples(path: Path) -> Mapping[str, "NDArray[Any]"]:
         raise InvalidSamplesError(
             f"Cannot read the samples {path}: {error}. Write them with numpy.savez: numbers only, an array for each "
             "input."
+        ) from error
+
+
+def _read_parquet(path: Path) -> Mapping[str, "NDArray[Any]"]:
+    """A column is an input; one whose cells are lists has their items along the second axis."""
+    import numpy as np
+
+    from penstock.converters import InvalidSamplesError
+
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise InvalidSamplesError(
+            f"Cannot read the samples {path}: .parquet needs pyarrow. pip install pyarrow, or give an .npz file."
+        ) from error
+    try:
+        table = parquet.read_table(path)
+        return {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
+    except (OSError, ValueError, ArrowException) as error:
+        raise InvalidSamplesError(
+            f"Cannot read the samples {path}: {error}. Write a column for each input, with lists of one length in it."
         ) from error
 
 
@@ -116,6 +202,18 @@ def _print_tables(conversion: "Conversion") -> None:
         )
     console = Console()
     console.print(signature, parity)
+    for kind in report.skipped:
+        console.print(Text(f"not compared on {kind.rows} rows: {visible(kind.reason)}"))
+    for warning in report.warnings:
+        console.print(Text(f"ONNX Runtime warns: {visible(warning)}"))
+    allowed = ", ".join(
+        f"{item.datatype} {item.absolute:g} + {item.relative:g} × |answer|" for item in report.tolerances
+    )
+    console.print(
+        Text(
+            f"{report.row_count} rows, {report.argmax_agreement:.2%} with the same largest element; allowed: {allowed}"
+        )
+    )
     console.print(
         Text(
             f"{conversion.path}: {conversion.size_bytes:,} bytes, opset {conversion.opset}, sha256 {conversion.sha256}"

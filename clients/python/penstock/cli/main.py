@@ -21,6 +21,7 @@ COMMANDS = {
     "deploy": ("penstock.cli.deploy", "Say which versions are served, and see whether they are."),
     "infer": ("penstock.cli.infer", "Ask a deployed model for answers."),
     "convert": ("penstock.cli.convert", "Convert a trained model to ONNX and compare the two."),
+    "inspect": ("penstock.cli.inspect", "Show what an ONNX model is and what can run it here."),
     "completion": ("penstock.cli.completion", "Print the script that completes commands in your shell."),
 }
 

@@ -1,0 +1,114 @@
+"""A model that is ONNX already: it is cleaned, and the gate compares what is left with what was there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.gate import nodes_of
+from penstock.converters.parity import Tensors
+from penstock.converters.signature import Signature, TensorSpec, read_signature
+from penstock.converters.source import TEXT, SourceTensor
+
+_DTYPES = {
+    "BOOL": "bool",
+    "BYTES": TEXT,
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
+}
+_WORDS = np.asarray(["a", "the", "penstock", "water", "Turbine", "7"], object)
+
+
+class OnnxSource:
+    """An ONNX model, run without any of ONNX Runtime's optimizations. Raises `UnsupportedModelError`."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        signature = read_signature(model)
+        self.inputs = tuple(_source_tensor(spec) for spec in signature.inputs)
+        self.outputs = tuple(_source_tensor(spec) for spec in signature.outputs)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3  # the gate listens to what is said of the cleaned graph
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base but this one
+            raise UnsupportedModelError(f"ONNX Runtime {onnxruntime.__version__} cannot load it: {error}.") from error
+
+    @property
+    def name(self) -> str:
+        return str(self._model.graph.name)
+
+    @property
+    def description(self) -> str:
+        return f"onnxruntime {onnxruntime.__version__}, unoptimized"
+
+    def answer(self, rows: Tensors) -> dict[str, NDArray[Any]]:
+        names = [tensor.name for tensor in self.outputs]
+        return dict(zip(names, map(np.asarray, self._session.run(names, dict(rows))), strict=True))
+
+    def random_rows(self, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, NDArray[Any]]:
+        """Standard normal numbers, words, and integers 0 and 1: what an index may be is not in the graph."""
+        random = np.random.default_rng(seed)
+        return {tensor.name: _random(random, tensor.dtype, tuple(shapes[tensor.name])) for tensor in self.inputs}
+
+    def own_rows(self) -> Mapping[str, Tensors]:
+        return {}
+
+    def to_onnx(self, _: Signature) -> onnx.ModelProto:
+        """The model without what no output needs. Names stay as they are."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        graph = model.graph
+        needed = {value.name for value in graph.output}
+        nodes: list[onnx.NodeProto] = []
+        for node in reversed(list(graph.node)):
+            if needed.intersection(node.output):
+                nodes.append(node)
+                needed.update(_reads(node))
+        defaults = {constant.name for constant in graph.initializer}
+        kept = onnx.GraphProto(
+            node=reversed(nodes),
+            initializer=[constant for constant in graph.initializer if constant.name in needed],
+            sparse_initializer=[constant for constant in graph.sparse_initializer if constant.values.name in needed],
+            input=[value for value in graph.input if value.name not in defaults or value.name in needed],
+            value_info=[value for value in graph.value_info if value.name in needed],
+        )
+        for part in ("node", "initializer", "sparse_initializer", "input", "value_info"):
+            graph.ClearField(part)
+        graph.MergeFrom(kept)
+        return model
+
+
+def _source_tensor(spec: TensorSpec) -> SourceTensor:
+    if spec.datatype not in _DTYPES:
+        raise UnsupportedModelError(
+            f"{spec.name!r} is of type {spec.datatype}, which numpy has not; known are {', '.join(sorted(_DTYPES))}."
+        )
+    return SourceTensor(spec.name, _DTYPES[spec.datatype], spec.datatype, spec.shape)
+
+
+def _random(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if dtype == TEXT:
+        return random.choice(_WORDS, shape)
+    if dtype.startswith("float"):
+        return random.standard_normal(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """The tensors a node reads, those that the graphs inside it take from outside too."""
+    read = set(node.input)
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            read.update(tensor for inner in nodes_of(body) for tensor in inner.input)
+            read.update(value.name for value in body.output)
+    return read

@@ -1,0 +1,59 @@
+"""Which source a model is: a small table from what a user gives to what a conversion asks."""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from penstock.converters.errors import ConversionError, UnsupportedModelError
+from penstock.converters.source import Source
+
+
+def open_source(model: Any) -> Source:  # noqa: ANN401 whatever a user gives
+    """A live model, or a file by its suffix. Raises `ConversionError` and what `convert` says."""
+    if isinstance(model, str | PathLike):
+        path = Path(model)
+        return _FILES.get(path.suffix.lower(), _keras_file)(path)
+    for kind in type(model).__mro__:
+        if opener := _LIVE.get(kind.__module__.partition(".")[0]):
+            return opener(model)
+    raise UnsupportedModelError(
+        f"Expected a Keras 3 model, an ONNX model, or the path of a .keras or .onnx file, got "
+        f"{type(model).__qualname__}."
+    )
+
+
+def _keras_file(path: Path) -> Source:
+    from penstock.converters.keras_archive import check_archive  # noqa: PLC0415 only for such a file
+
+    try:
+        check_archive(path)
+    except OSError as error:
+        raise ConversionError(f"Cannot read the model {path}: {error.strerror}.") from error
+    from penstock.converters import keras_source  # noqa: PLC0415 seconds of TensorFlow
+
+    return _keras(keras_source.load(path))
+
+
+def _keras(model: Any) -> Source:  # noqa: ANN401 Keras publishes no types
+    from penstock.converters.keras_model import KerasModel  # noqa: PLC0415 seconds of TensorFlow
+
+    return KerasModel(model)
+
+
+def _onnx_file(path: Path) -> Source:
+    from penstock.converters import onnx_file  # noqa: PLC0415 only for such a file
+
+    return _onnx(onnx_file.read(path))
+
+
+def _onnx(model: Any) -> Source:  # noqa: ANN401 ONNX publishes no types
+    from penstock.converters.onnx_source import OnnxSource  # noqa: PLC0415 loads ONNX Runtime
+
+    return OnnxSource(model)
+
+
+_FILES: dict[str, Callable[[Path], Source]] = {".keras": _keras_file, ".onnx": _onnx_file}
+
+# By the first package that a class of the model, or of what it derives from, is defined in.
+_LIVE: dict[str, Callable[[Any], Source]] = {"keras": _keras, "onnx": _onnx}

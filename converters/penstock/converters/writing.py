@@ -1,0 +1,98 @@
+"""Puts a graph on disk: all of it or nothing, and large weights in a file of their own."""
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.converters.errors import ConversionError
+
+EXTERNAL_ABOVE_BYTES = 1_500_000_000
+"""A graph above this has its weights in another file: one protobuf message ends at 2 GiB, and readers copy it."""
+_EXTERNAL_TENSOR_BYTES = 1024
+"""Smaller weights stay in the graph, where shape inference reads them."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """`sha256` is of the graph's file, in which the name of `data` has the digest of the weights."""
+
+    size_bytes: int
+    sha256: str
+    data: Path | None
+
+
+def write(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX publishes no types
+    """Writes the model to `target`, all or nothing: a crash leaves the old model, or none. Raises `ConversionError`."""
+    try:
+        if model.ByteSize() <= EXTERNAL_ABOVE_BYTES:
+            return _write_graph(target, model, None)
+        return _write_with_data(target, model)
+    except OSError as error:
+        raise ConversionError(
+            f"Cannot write {target}: {error.strerror}. The folder must be writable and have room."
+        ) from error
+
+
+def _write_with_data(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX publishes no types
+    """The weights' file is named by its digest: until the graph is replaced, the old graph still finds the old one."""
+    import onnx  # noqa: PLC0415 only for large models
+
+    temporary = _temporary(target)
+    graph = onnx.ModelProto()
+    graph.CopyFrom(model)
+    try:
+        data = _move_weights(graph, temporary, target)
+        is_new = not data.exists()
+        temporary.replace(data)
+        try:
+            return _write_graph(target, graph, data)
+        except BaseException:
+            if is_new:
+                data.unlink(missing_ok=True)
+            raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _move_weights(graph: Any, temporary: Path, target: Path) -> Path:  # noqa: ANN401 ONNX publishes no types
+    """Writes the large weights to `temporary`, makes the graph name the file that it will be, and returns that."""
+    from onnx import external_data_helper  # noqa: PLC0415 only for large models
+
+    digest = hashlib.sha256()
+    moved: list[tuple[Any, int, int]] = []
+    with temporary.open("xb") as file:
+        for tensor in graph.graph.initializer:
+            if len(tensor.raw_data) < _EXTERNAL_TENSOR_BYTES:
+                continue
+            moved.append((tensor, file.tell(), len(tensor.raw_data)))
+            file.write(tensor.raw_data)
+            digest.update(tensor.raw_data)
+        file.flush()
+        os.fsync(file.fileno())
+    data = target.with_name(f"{target.stem}-{digest.hexdigest()[:16]}.data")
+    for tensor, offset, length in moved:
+        external_data_helper.set_external_data(tensor, data.name, offset=offset, length=length)
+        tensor.ClearField("raw_data")
+    return data
+
+
+def _write_graph(target: Path, model: Any, data: Path | None) -> Written:  # noqa: ANN401 ONNX publishes no types
+    content: bytes = model.SerializeToString(deterministic=True)
+    temporary = _temporary(target)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    size_bytes = len(content) + (data.stat().st_size if data else 0)
+    return Written(size_bytes, hashlib.sha256(content).hexdigest(), data)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
