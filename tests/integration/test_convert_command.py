@@ -120,3 +120,18 @@ def test_inspect(model: Path, tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(inspect, [str(tmp_path / "out.onnx"), "--json"]).stdout)
     assert found["parameter_count"] == 27
     assert found["operators"]["MatMul"] == 1
+
+
+def test_parquet_samples(model: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = np.random.default_rng(1).standard_normal((5, 8)).tolist()
+    parquet.write_table(pa.table({"features": rows}), tmp_path / "rows.parquet")
+    result = run(model, tmp_path / "out.onnx", "--json", "--samples", tmp_path / "rows.parquet", "--tolerance", "1e-3")
+    assert result.exit_code == 0, result.output
+    parity = json.loads(result.stdout)["parity"]
+    assert ("sample", 5) in [(case["rows"], case["batch_size"]) for case in parity["cases"]]
+    assert parity["tolerances"] == [{"datatype": "FP32", "absolute": 1e-3, "relative": 1e-3}]
+    (tmp_path / "rows.parquet").write_bytes(b"no table")
+    assert "Cannot read the samples" in run(model, tmp_path / "b.onnx", "--samples", tmp_path / "rows.parquet").stderr

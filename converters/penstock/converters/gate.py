@@ -1,12 +1,14 @@
 """The one gate every converted graph passes before it becomes a file."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from penstock.converters.errors import GateError, UnsupportedModelError
 from penstock.converters.ort_log import WARNING, collected
@@ -22,6 +24,9 @@ from penstock.converters.parity import (
 )
 from penstock.converters.probe import Examination
 from penstock.converters.signature import Signature, TensorSpec, read_signature
+
+RUNTIME_DOMAIN = "com.microsoft"
+"""Of the operators that ONNX Runtime has beyond the standard."""
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
 
@@ -99,14 +104,23 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def unknown_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes whose operator is not in the model's version of the ONNX standard."""
+    """The nodes whose operator is neither in the model's version of the ONNX standard nor ONNX Runtime's own."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     return [
         node
         for node in nodes_of(model.graph)
         if node.domain not in versions
-        or not onnx.defs.has(node.op_type, max_inclusive_version=versions[node.domain], domain=node.domain)
+        or not (
+            onnx.defs.has(node.op_type, max_inclusive_version=versions[node.domain], domain=node.domain)
+            or (node.domain == RUNTIME_DOMAIN and node.op_type in _runtime_operators())
+        )
     ]
+
+
+@cache
+def _runtime_operators() -> frozenset[str]:
+    schemas = onnxruntime_pybind11_state.get_all_operator_schema()
+    return frozenset(schema.name for schema in schemas if schema.domain == RUNTIME_DOMAIN)
 
 
 def _check_graph(model: onnx.ModelProto) -> None:

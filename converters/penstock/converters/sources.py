@@ -18,7 +18,7 @@ def open_source(model: Any) -> Source:  # noqa: ANN401 whatever a user gives
         if opener := _LIVE.get(kind.__module__.partition(".")[0]):
             return opener(model)
     raise UnsupportedModelError(
-        f"Expected a Keras 3 model, an ONNX model, or the path of a .keras or .onnx file, got "
+        f"Expected a Keras 3 or ONNX model, a scikit-learn estimator, or the path of a .keras or .onnx file, got "
         f"{type(model).__qualname__}."
     )
 
@@ -53,7 +53,13 @@ def _onnx(model: Any) -> Source:  # noqa: ANN401 ONNX publishes no types
     return OnnxSource(model)
 
 
+def _sklearn(model: Any) -> Source:  # noqa: ANN401 scikit-learn publishes no types
+    from penstock.converters.sklearn_source import SklearnSource  # noqa: PLC0415 loads scikit-learn
+
+    return SklearnSource(model)
+
+
 _FILES: dict[str, Callable[[Path], Source]] = {".keras": _keras_file, ".onnx": _onnx_file}
 
 # By the first package that a class of the model, or of what it derives from, is defined in.
-_LIVE: dict[str, Callable[[Any], Source]] = {"keras": _keras, "onnx": _onnx}
+_LIVE: dict[str, Callable[[Any], Source]] = {"keras": _keras, "onnx": _onnx, "sklearn": _sklearn}

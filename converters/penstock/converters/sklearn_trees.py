@@ -1,0 +1,115 @@
+"""Trees of scikit-learn: their exact splits, which the converter's float32 attributes blur, and rows that show it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.gate import nodes_of
+
+MAX_TIES = 256
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The nodes of a tree in order; leaves have a feature, too, that means nothing."""
+
+    is_split: NDArray[np.bool_]
+    feature: NDArray[np.int64]
+    threshold: NDArray[np.float64]
+    missing_go_left: NDArray[np.bool_]
+
+
+def trees_of(estimator: Any) -> list[Tree]:  # noqa: ANN401 scikit-learn publishes no types
+    """The trees of an estimator, or of the last step of a pipeline; none if it has no trees."""
+    steps = getattr(estimator, "steps", None)
+    return list(_trees(steps[-1][1] if steps else estimator))
+
+
+def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
+    """Rows with one feature at a threshold of a tree, or the next number beside it; None where no tree sees them."""
+    if hasattr(estimator, "steps"):
+        return None
+    splits = sorted(
+        {
+            split
+            for tree in trees_of(estimator)
+            for split in zip(tree.feature, tree.threshold, tree.is_split, strict=True)
+        }
+    )
+    splits = [split for split in splits if split[2]]
+    if not splits:
+        return None
+    random = np.random.default_rng(0)
+    rows = []
+    for index in random.permutation(len(splits))[: MAX_TIES // 3]:
+        feature, threshold, _ = splits[index]
+        near = np.float32(threshold)
+        for value in (np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))):
+            row = random.standard_normal(estimator.n_features_in_).astype(np.float32)
+            row[feature] = value
+            rows.append(row)
+    return np.asarray(rows, np.float32)
+
+
+def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 scikit-learn publishes no types
+    """Gives the graph's trees the thresholds and the way for NaN that the estimator's have.
+
+    A float32 number is at most a float64 threshold if it is at most the threshold rounded down to float32; skl2onnx
+    rounds to the nearest. What it cannot be sure of it leaves alone: the gate asks on rows at the thresholds.
+    """
+    trees = trees_of(estimator)
+    nodes = [node for node in nodes_of(model.graph) if node.op_type.startswith("TreeEnsemble")]
+    if not trees or sum(len(_ints(node, "nodes_treeids")) for node in nodes) != sum(
+        len(tree.feature) for tree in trees
+    ):
+        return
+    split = np.concatenate([tree.is_split for tree in trees])
+    below = _rounded_down(np.concatenate([tree.threshold for tree in trees]))
+    left = np.concatenate([tree.missing_go_left for tree in trees])
+    start = 0
+    for node in nodes:
+        part = slice(start, start + len(_ints(node, "nodes_treeids")))
+        start = part.stop
+        modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings
+        if [mode == b"BRANCH_LEQ" for mode in modes] != split[part].tolist():
+            return
+        _replace(node, "nodes_values", np.where(split[part], below[part], 0).astype(np.float32).tolist())
+        _replace(node, "nodes_missing_value_tracks_true", (left[part] & split[part]).astype(np.int64).tolist())
+
+
+def _trees(estimator: Any) -> Iterator[Tree]:  # noqa: ANN401 scikit-learn publishes no types
+    if (tree := getattr(estimator, "tree_", None)) is not None:
+        yield Tree(tree.children_left >= 0, tree.feature, tree.threshold, tree.missing_go_to_left.astype(np.bool_))
+    for round_ in getattr(estimator, "_predictors", []):
+        for predictor in round_:
+            nodes = predictor.nodes
+            if nodes["is_categorical"].any():
+                raise UnsupportedModelError(
+                    f"{type(estimator).__qualname__} splits by categories, which the ONNX trees that ONNX Runtime runs "
+                    "fast cannot say. Fit it on encoded categories (OneHotEncoder), with categorical_features=None."
+                )
+            splits = nodes["is_leaf"] == 0
+            yield Tree(splits, nodes["feature_idx"], nodes["num_threshold"], nodes["missing_go_to_left"] != 0)
+    for inner in np.ravel(getattr(estimator, "estimators_", [])):
+        if hasattr(inner, "tree_"):
+            yield from _trees(inner)
+
+
+def _rounded_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    near = thresholds.astype(np.float32)
+    return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
+
+
+def _ints(node: onnx.NodeProto, name: str) -> list[int]:
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), [])
+
+
+def _replace(node: onnx.NodeProto, name: str, values: list[Any]) -> None:
+    for attribute in [attribute for attribute in node.attribute if attribute.name == name]:
+        node.attribute.remove(attribute)
+    node.attribute.append(onnx.helper.make_attribute(name, values))

@@ -1,0 +1,196 @@
+"""Fitted estimators of scikit-learn, and the signature that is expected of each."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB, MultinomialNB
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
+from sklearn.svm import SVC, SVR, LinearSVC
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from penstock.converters import GateError, UnsupportedModelError, convert, verify
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.standard_normal((200, 4))
+HOLES = np.where(RANDOM.random(X.shape) < 0.1, np.nan, X)
+CLASSES = (X[:, 0] + X[:, 1] ** 2 > 0.6).astype(int) + (X[:, 2] > 1)
+ANIMALS = np.array(["cat", "dog", "eel"])[CLASSES]
+VALUES = X @ [1, 2, 3, 4] + np.sin(X[:, 0])
+TEXTS = ["water in the Pipe", "air in the tank", "water water", "tank of air"] * 5
+KINDS = ["w", "a", "w", "a"] * 5
+
+FEATURES, TEXT = "features FP32 [batch, 4]", "text BYTES [batch, 1]"
+LABEL, PROBABILITIES = "label INT64 [batch]", "probabilities FP32 [batch, 3]"
+PREDICTION = "prediction FP32 [batch, 1]"
+
+CASES: list[tuple[Any, str, list[str], set[str]]] = [
+    (LogisticRegression().fit(X, ANIMALS), FEATURES, ["label BYTES [batch]", PROBABILITIES], set()),
+    (make_pipeline(StandardScaler(), LogisticRegression()).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
+    (LinearRegression().fit(X, VALUES), FEATURES, [PREDICTION], set()),
+    (make_pipeline(MinMaxScaler(), Ridge()).fit(X, VALUES), FEATURES, [PREDICTION], set()),
+    (Lasso().fit(X, VALUES), FEATURES, [PREDICTION], set()),
+    (DecisionTreeClassifier().fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], {"nan", "tie"}),
+    (DecisionTreeRegressor().fit(X, VALUES), FEATURES, [PREDICTION], {"nan", "tie"}),
+    (RandomForestClassifier(20).fit(X, ANIMALS), FEATURES, ["label BYTES [batch]", PROBABILITIES], {"nan", "tie"}),
+    (RandomForestRegressor(20).fit(X, VALUES), FEATURES, [PREDICTION], {"nan", "tie"}),
+    (GradientBoostingClassifier(n_estimators=9).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], {"tie"}),
+    (HistGradientBoostingClassifier(max_iter=9).fit(HOLES, CLASSES), FEATURES, [LABEL, PROBABILITIES], {"nan", "tie"}),
+    (HistGradientBoostingRegressor(max_iter=9).fit(X, VALUES), FEATURES, [PREDICTION], {"nan", "tie"}),
+    (IsolationForest(n_estimators=9).fit(X), FEATURES, ["label INT64 [batch, 1]"], {"nan", "tie"}),
+    (SVC().fit(X, CLASSES), FEATURES, [LABEL], set()),
+    (SVR().fit(X, VALUES), FEATURES, [PREDICTION], set()),
+    (LinearSVC().fit(X, CLASSES), FEATURES, [LABEL], set()),
+    (KMeans(3, n_init=2).fit(X), FEATURES, [LABEL, "distances FP32 [batch, 3]"], set()),
+    (GaussianNB().fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
+    (RobustScaler().fit(X), FEATURES, ["transformed FP32 [batch, 4]"], {"nan"}),
+    (
+        make_pipeline(SimpleImputer(), LogisticRegression()).fit(HOLES, CLASSES),
+        FEATURES,
+        [LABEL, PROBABILITIES],
+        {"nan"},
+    ),
+    (
+        make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS, KINDS),
+        TEXT,
+        ["label BYTES [batch]", "probabilities FP32 [batch, 2]"],
+        {"unknown"},
+    ),
+    (
+        make_pipeline(CountVectorizer(), MultinomialNB()).fit(TEXTS, KINDS),
+        TEXT,
+        ["label BYTES [batch]", "probabilities FP32 [batch, 2]"],
+        {"unknown"},
+    ),
+]
+
+
+def case_name(case: tuple[Any, ...]) -> str:
+    estimator = case[0]
+    return "-".join(type(step).__name__ for _, step in getattr(estimator, "steps", [("", estimator)]))
+
+
+@pytest.mark.parametrize(("estimator", "taken", "given", "kinds"), CASES, ids=map(case_name, CASES))
+def test_converts(estimator: Any, taken: str, given: list[str], kinds: set[str], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    conversion = convert(estimator, path)
+    assert [str(spec) for spec in conversion.signature.inputs] == [taken]
+    assert [str(spec) for spec in conversion.signature.outputs] == given
+    numbers = {"extreme"} if taken == FEATURES else set()
+    assert {case.rows for case in conversion.parity.cases} == {"random"} | numbers | kinds
+    assert "ZipMap" not in {node.op_type for node in onnx.load(path).graph.node}
+    first = path.read_bytes()
+    convert(estimator, path)
+    assert path.read_bytes() == first
+
+
+def test_classes_are_metadata(tmp_path: Path) -> None:
+    convert(LogisticRegression().fit(X, ANIMALS), tmp_path / "model.onnx")
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(metadata["labels"]) == ["cat", "dog", "eel"]
+
+
+def test_words_are_lowered_in_a_locale_that_every_image_has(tmp_path: Path) -> None:
+    convert(make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS, KINDS), tmp_path / "model.onnx")
+    (normalizer,) = [n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "StringNormalizer"]
+    assert {a.name: a.s for a in normalizer.attribute if a.name == "locale"} == {"locale": b"C.UTF-8"}
+
+
+def table() -> "tuple[pd.DataFrame, Any]":
+    rows = pd.DataFrame(
+        {
+            "age": X[:, 0] * 10 + 40,
+            "city": np.array(["Basel", "Zürich", "Bern"], object)[CLASSES],
+            "note": np.array(TEXTS * 10, object),
+            "height": X[:, 1],
+        }
+    )
+    pipeline = Pipeline(
+        [
+            (
+                "columns",
+                ColumnTransformer(
+                    [
+                        ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), ["age", "height"]),
+                        ("city", OneHotEncoder(handle_unknown="ignore"), ["city"]),
+                        ("words", CountVectorizer(), "note"),
+                    ]
+                ),
+            ),
+            ("model", LogisticRegression(max_iter=500)),
+        ]
+    )
+    return rows, pipeline.fit(rows, CLASSES)
+
+
+def test_a_table_has_an_input_for_each_column(tmp_path: Path) -> None:
+    rows, pipeline = table()
+    samples = {name: rows[name].to_numpy()[:, None] for name in rows}
+    conversion = convert(pipeline, tmp_path / "model.onnx", samples=samples)
+    assert [str(spec) for spec in conversion.signature.inputs] == [
+        "age FP32 [batch, 1]",
+        "city BYTES [batch, 1]",
+        "note BYTES [batch, 1]",
+        "height FP32 [batch, 1]",
+    ]
+    assert {case.rows for case in conversion.parity.cases} == {"random", "extreme", "nan", "unknown", "sample"}
+
+
+def nearest_thresholds(path: Path, estimator: Any) -> onnx.ModelProto:
+    """The graph with thresholds rounded to the nearest float32, as skl2onnx writes them."""
+    model = onnx.load(path)
+    exact = {(-1, 0.0)}
+    for tree in np.ravel(getattr(estimator, "_predictors", [])):
+        exact |= {(0, float(t)) for t in tree.nodes["num_threshold"]}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "nodes_values":
+                for index, value in enumerate(attribute.floats):
+                    attribute.floats[index] = next(
+                        (float(np.float32(t)) for _, t in exact if np.nextafter(np.float32(t), -np.inf) == value), value
+                    )
+    return model
+
+
+def test_the_gate_sees_a_threshold_that_is_off_by_a_rounding(tmp_path: Path) -> None:
+    estimator = HistGradientBoostingRegressor(max_iter=9).fit(X, VALUES)
+    convert(estimator, tmp_path / "model.onnx")
+    with pytest.raises(GateError, match="tie rows"):
+        verify(nearest_thresholds(tmp_path / "model.onnx", estimator), estimator)
+
+
+def categorical() -> Any:
+    rows = np.column_stack([RANDOM.integers(0, 4, 200), X[:, 0]])
+    return HistGradientBoostingRegressor(max_iter=3, categorical_features=[0]).fit(rows, (rows[:, 0] == 2) * 5.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (categorical, "splits by categories.*OneHotEncoder"),
+        (LogisticRegression, "LogisticRegression is not fitted. Call fit first"),
+    ],
+)
+def test_refuses(build: Callable[[], Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        convert(build(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
