@@ -19,6 +19,7 @@ from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.parity import Tensors
 from penstock.converters.signature import Signature
+from penstock.converters.sklearn_boosters import register
 from penstock.converters.sklearn_inputs import input_columns
 from penstock.converters.sklearn_trees import make_exact, threshold_rows
 from penstock.converters.source import TEXT, SourceTensor
@@ -95,6 +96,7 @@ class SklearnSource:
         from skl2onnx import convert_sklearn  # noqa: PLC0415 slow, and only for this
         from skl2onnx.common.data_types import FloatTensorType, StringTensorType  # noqa: PLC0415
 
+        register(self._estimator)
         types = {TEXT: StringTensorType, "float32": FloatTensorType}
         initial = [
             (column.tensor.name, types[column.tensor.dtype]([None, column.tensor.shape[1]])) for column in self._columns

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of
+from penstock.converters.sklearn_boosters import splits_of
 
 MAX_TIES = 256
 
@@ -34,20 +35,21 @@ def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN40
     """Rows with one feature at a threshold of a tree, or the next number beside it; None where no tree sees them."""
     if hasattr(estimator, "steps"):
         return None
+    trees = trees_of(estimator)
     splits = sorted(
         {
             split
-            for tree in trees_of(estimator)
-            for split in zip(tree.feature, tree.threshold, tree.is_split, strict=True)
+            for tree in trees
+            for split in zip(tree.feature[tree.is_split], tree.threshold[tree.is_split], strict=True)
         }
+        | set(splits_of(estimator))
     )
-    splits = [split for split in splits if split[2]]
     if not splits:
         return None
     random = np.random.default_rng(0)
     rows = []
     for index in random.permutation(len(splits))[: MAX_TIES // 3]:
-        feature, threshold, _ = splits[index]
+        feature, threshold = splits[index]
         near = np.float32(threshold)
         for value in (np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))):
             row = random.standard_normal(estimator.n_features_in_).astype(np.float32)
@@ -63,6 +65,8 @@ def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 
     rounds to the nearest. What it cannot be sure of it leaves alone: the gate asks on rows at the thresholds.
     """
     trees = trees_of(estimator)
+    steps = getattr(estimator, "steps", None)
+    _round_down_known(model, splits_of(steps[-1][1] if steps else estimator))
     nodes = [node for node in nodes_of(model.graph) if node.op_type.startswith("TreeEnsemble")]
     if not trees or sum(len(_ints(node, "nodes_treeids")) for node in nodes) != sum(
         len(tree.feature) for tree in trees
@@ -80,6 +84,21 @@ def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 
             return
         _replace(node, "nodes_values", np.where(split[part], below[part], 0).astype(np.float32).tolist())
         _replace(node, "nodes_missing_value_tracks_true", (left[part] & split[part]).astype(np.int64).tolist())
+
+
+def _round_down_known(model: onnx.ModelProto, splits: list[tuple[int, float]]) -> None:
+    """Rounds down the thresholds of a booster, whose nodes stand in the graph in another order than in itself."""
+    thresholds = np.asarray([threshold for _, threshold in splits], np.float64)
+    keys = [(feature, float(np.float32(threshold))) for feature, threshold in splits]
+    below = dict(zip(keys, _rounded_down(thresholds).tolist(), strict=True))
+    for node in nodes_of(model.graph):
+        if node.op_type.startswith("TreeEnsemble") and splits:
+            modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings
+            values = next(attribute for attribute in node.attribute if attribute.name == "nodes_values").floats
+            features = _ints(node, "nodes_featureids")
+            for index, mode in enumerate(modes):
+                if mode == b"BRANCH_LEQ":
+                    values[index] = below.get((features[index], values[index]), values[index])
 
 
 def _trees(estimator: Any) -> Iterator[Tree]:  # noqa: ANN401 scikit-learn publishes no types
@@ -102,7 +121,8 @@ def _trees(estimator: Any) -> Iterator[Tree]:  # noqa: ANN401 scikit-learn publi
 
 def _rounded_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     near = thresholds.astype(np.float32)
-    return np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
+    below: NDArray[np.float32] = np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
+    return below
 
 
 def _ints(node: onnx.NodeProto, name: str) -> list[int]:

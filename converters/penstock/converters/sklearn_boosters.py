@@ -1,0 +1,99 @@
+"""XGBoost's and LightGBM's estimators, which skl2onnx converts once it knows onnxmltools' converters of them."""
+
+import json
+from typing import Any
+
+from penstock.converters.errors import UnsupportedModelError
+
+_OPTIONS = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
+
+
+def register(estimator: Any) -> None:  # noqa: ANN401 such estimators publish no types
+    """Makes skl2onnx know an estimator, or the steps of a pipeline. Raises `UnsupportedModelError`."""
+    for step in [step for _, step in getattr(estimator, "steps", [("", estimator)])]:
+        package = type(step).__module__.partition(".")[0]
+        if package == "xgboost":
+            _register_xgboost(step)
+        elif package == "lightgbm":
+            _register_lightgbm(step)
+
+
+def splits_of(estimator: Any) -> list[tuple[int, float]]:  # noqa: ANN401 such estimators publish no types
+    """The features and thresholds by which an XGBoost or LightGBM estimator splits; none of another."""
+    package = type(estimator).__module__.partition(".")[0]
+    if package == "xgboost":
+        return [
+            (feature, threshold)
+            for tree in _xgboost_trees(estimator)
+            for feature, threshold, left in zip(
+                tree["split_indices"], tree["split_conditions"], tree["left_children"], strict=True
+            )
+            if left >= 0
+        ]
+    if package == "lightgbm":
+        text = estimator.booster_.model_to_string()
+        features, thresholds = _lightgbm_line(text, "split_feature"), _lightgbm_line(text, "threshold")
+        return [(int(feature), float(threshold)) for feature, threshold in zip(features, thresholds, strict=True)]
+    return []
+
+
+def _xgboost_trees(step: Any) -> list[dict[str, Any]]:  # noqa: ANN401 XGBoost's estimators are of two kinds
+    model: dict[str, Any] = json.loads(step.get_booster().save_raw("json"))["learner"]["gradient_booster"]["model"]
+    trees: list[dict[str, Any]] = model["trees"]
+    return trees
+
+
+def _lightgbm_line(text: str, name: str) -> list[str]:
+    """The values of every tree's line of this name, in the order of the trees."""
+    return [value for line in text.splitlines() if line.startswith(f"{name}=") for value in line.split("=")[1].split()]
+
+
+def _register_xgboost(step: Any) -> None:  # noqa: ANN401 XGBoost's estimators are of two kinds
+    from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost  # noqa: PLC0415 only for these
+    from skl2onnx import update_registered_converter  # noqa: PLC0415
+    from skl2onnx.common import shape_calculator as shapes  # noqa: PLC0415
+    from xgboost import XGBClassifier, XGBRegressor  # noqa: PLC0415
+
+    if any(tree["categories_nodes"] for tree in _xgboost_trees(step)):
+        raise _categorical(step)
+    update_registered_converter(
+        XGBClassifier,
+        "XGBoostXGBClassifier",
+        shapes.calculate_linear_classifier_output_shapes,
+        convert_xgboost,
+        options=_OPTIONS,
+    )
+    update_registered_converter(
+        XGBRegressor, "XGBoostXGBRegressor", shapes.calculate_linear_regressor_output_shapes, convert_xgboost
+    )
+
+
+def _register_lightgbm(step: Any) -> None:  # noqa: ANN401 LightGBM's estimators are of two kinds
+    from lightgbm import LGBMClassifier, LGBMRegressor  # noqa: PLC0415 only for these
+    from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm  # noqa: PLC0415
+    from skl2onnx import update_registered_converter  # noqa: PLC0415
+    from skl2onnx.common import shape_calculator as shapes  # noqa: PLC0415
+
+    if any("cat_threshold=" in line for line in step.booster_.model_to_string().splitlines()):
+        raise _categorical(step)
+    update_registered_converter(
+        LGBMClassifier,
+        "LightGbmLGBMClassifier",
+        shapes.calculate_linear_classifier_output_shapes,
+        convert_lightgbm,
+        options=_OPTIONS,
+    )
+    update_registered_converter(
+        LGBMRegressor,
+        "LightGbmLGBMRegressor",
+        shapes.calculate_linear_regressor_output_shapes,
+        convert_lightgbm,
+        options={"split": None},
+    )
+
+
+def _categorical(step: Any) -> UnsupportedModelError:  # noqa: ANN401 such estimators publish no types
+    return UnsupportedModelError(
+        f"{type(step).__qualname__} splits by categories, which its converter cannot say in ONNX. Fit it on encoded "
+        "categories (OneHotEncoder), without categorical features."
+    )
