@@ -29,7 +29,7 @@ class InputColumn:
         if self.is_document:
             texts = [" ".join(random.choice(np.asarray(self.values[0], object), 5)) for _ in range(shape[0])]
             return np.asarray(texts, object).reshape(shape)
-        rows = np.empty(shape, self.tensor.dtype)
+        rows = np.empty(shape, self.tensor.numpy_dtype)
         for index, values in enumerate(self.values):
             known = np.asarray(values, object)
             rows[:, index] = random.choice(known, shape[0]) if values else random.standard_normal(shape[0])

@@ -166,7 +166,7 @@ def _shaped(tensor: SourceTensor, answer: Any) -> NDArray[Any]:  # noqa: ANN401 
     array = np.asarray(answer.toarray() if hasattr(answer, "toarray") else answer)
     if len(tensor.shape) > array.ndim:
         array = array[:, None]
-    return array.astype(tensor.dtype)
+    return array.astype(tensor.numpy_dtype)
 
 
 def _set_locale(model: onnx.ModelProto) -> None:

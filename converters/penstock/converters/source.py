@@ -14,8 +14,8 @@ from penstock.converters.signature import BATCH, Signature
 # What the dynamic axes of a tensor are called, by its rank. Channels are last: TensorFlow runs nothing else on a CPU.
 _AXES = {2: {1: "sequence"}, 3: {1: "sequence"}, 4: {1: "height", 2: "width"}, 5: {1: "depth", 2: "height", 3: "width"}}
 
-TEXT = "object"
-"""The numpy dtype of strings, as ONNX Runtime takes and gives them."""
+TEXT = "string"
+"""Keras's name of the datatype of texts. In numpy they are objects, as ONNX Runtime takes and gives them."""
 
 Shape = tuple[int | str | None, ...]
 NamedShape = tuple[int | str, ...]
@@ -29,6 +29,10 @@ class SourceTensor:
     dtype: str
     datatype: str
     shape: Shape
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(object if self.dtype == TEXT else self.dtype)
 
 
 class Source(Protocol):
@@ -112,10 +116,10 @@ def _fitted(tensor: SourceTensor, array: NDArray[Any]) -> NDArray[Any]:
             f"Samples of the input {tensor.name!r} need the shape [{wanted}]; got {list(array.shape)}."
         )
     if (tensor.dtype == TEXT) != (array.dtype.kind in "OU") or not np.can_cast(
-        array.dtype, tensor.dtype, casting="same_kind"
+        array.dtype, tensor.numpy_dtype, casting="same_kind"
     ):
         wanted_type = "text" if tensor.dtype == TEXT else tensor.dtype
         raise InvalidSamplesError(
             f"Samples of the input {tensor.name!r} need the type {wanted_type}; got {array.dtype}."
         )
-    return array.astype(tensor.dtype)
+    return array.astype(tensor.numpy_dtype)
