@@ -202,8 +202,8 @@ def _print_tables(conversion: "Conversion") -> None:
         )
     console = Console()
     console.print(signature, parity)
-    for kind in report.skipped:
-        console.print(Text(f"not compared on {kind.rows} rows: {visible(kind.reason)}"))
+    for left_out in report.skipped:
+        console.print(Text(f"not compared on {left_out.rows} rows: {visible(left_out.reason)}"))
     for warning in report.warnings:
         console.print(Text(f"ONNX Runtime warns: {visible(warning)}"))
     allowed = ", ".join(
