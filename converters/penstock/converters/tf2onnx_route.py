@@ -11,6 +11,7 @@ import onnx
 import tensorflow as tf
 from tf2onnx import optimizer, tf_loader, tfonnx
 
+from penstock.converters import keras_recurrent
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import unknown_operators
 from penstock.converters.keras_source import KerasSource
@@ -43,7 +44,7 @@ def trace(source: KerasSource) -> TracedGraph:
         return [tf.identity(next(output for output in outputs if id(output) == key)) for key in distinct]
 
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in source.inputs]
-    with tf.device("/CPU:0"):
+    with tf.device("/CPU:0"), keras_recurrent.marked():
         function = tf.function(inference, autograph=False).get_concrete_function(*specs)
     # Constants that the model captured stand behind the inputs; they are frozen like weights.
     inputs = [tensor.name for tensor in function.inputs[: len(specs)]]
