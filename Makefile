@@ -6,7 +6,7 @@ READY := .venv/.ready
 SLIM := .cache/slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types fences protos slim-test wheel-test bench bench-quick bench-command format lock clean
+.PHONY: help setup demo test check lint types fences protos slim-test wheel-test bench bench-quick bench-command bench-convert format lock clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ bench-quick: setup  ## The same, short: whether it works, not how fast it is.
 
 bench-command: setup  ## How long the command takes to answer.
 	@$(BIN)/python tests/benchmarks/command.py
+
+bench-convert: setup  ## Measure converted graphs beside tf2onnx's own and TensorFlow: several minutes.
+	@$(BIN)/python -m tests.benchmarks.converters
 
 format: setup  ## Bring code and protos into their form.
 	$(BIN)/ruff check --fix --quiet . || true

@@ -16,6 +16,7 @@ from penstock.converters.errors import (
 
 if TYPE_CHECKING:
     from penstock.converters.conversion import Conversion, convert, verify
+    from penstock.converters.fusion import optimize
     from penstock.converters.inspection import Inspection, Provider, inspect
     from penstock.converters.parity import DatatypeTolerance, ParityCase, ParityReport, SkippedRows, Tolerance
     from penstock.converters.signature import Signature, TensorSpec, read_signature
@@ -38,6 +39,7 @@ __all__ = [
     "UnsupportedModelError",
     "convert",
     "inspect",
+    "optimize",
     "read_signature",
     "verify",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "Inspection": "inspection",
     "Provider": "inspection",
     "inspect": "inspection",
+    "optimize": "fusion",
     "DatatypeTolerance": "parity",
     "ParityCase": "parity",
     "ParityReport": "parity",

@@ -69,13 +69,14 @@ def convert(
     _quiet_tensorflow()
     source = open_source(model)
     from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
+    from penstock.converters.fusion import optimize  # noqa: PLC0415 loads ONNX
     from penstock.converters.opset import opset_of, with_opset  # noqa: PLC0415 loads ONNX
     from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
 
     announce("trace")
     asked = probe(source, samples)
     announce("convert")
-    graph = with_opset(source.to_onnx(asked.signature), opset)
+    graph = optimize(with_opset(source.to_onnx(asked.signature), opset))
     announce("verify")
     parity = gate.verify(graph, asked, tolerance, source.description)
     announce("write")

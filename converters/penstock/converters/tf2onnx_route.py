@@ -78,9 +78,14 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
     return model
 
 
+_UNWANTED = {"einsum_optimizer", "merge_duplication"}
+"""The one writes ten nodes for what `fusion` makes one of. The other keeps just any of several equal nodes, which ONNX
+Runtime merges itself as it loads."""
+
+
 def _optimizers() -> dict[str, Any]:
-    """All but one, which keeps just any of several equal nodes. ONNX Runtime merges them itself as it loads."""
-    return {name: made for name, made in optimizer._get_optimizers().items() if name != "merge_duplication"}  # noqa: SLF001 the only list of them
+    known = optimizer._get_optimizers()  # noqa: SLF001 the only list of them
+    return {name: made for name, made in known.items() if name not in _UNWANTED}
 
 
 @contextmanager

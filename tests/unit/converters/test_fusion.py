@@ -1,0 +1,264 @@
+"""Each pass on what tf2onnx makes of the layer it is for: fewer nodes, the same answers, and nothing where it must not.
+
+`convert` compares the answers with Keras; here the graphs before and after the passes are compared too.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, parser
+
+from penstock.converters import convert, fusion, optimize
+from penstock.converters.conversion import _quiet_tensorflow
+
+_quiet_tensorflow()
+keras = pytest.importorskip("keras")
+layers = keras.layers
+Model = Any  # Keras publishes no types
+
+# TensorFlow's AutoGraph builds syntax trees in a way that Python 3.13 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*got an unexpected keyword argument .___pyct_anno:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_names() -> None:
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(7)
+
+
+def _noisy(model: Model) -> Model:
+    """No weight is zero or one: a bias that is lost or a scale that is ignored shows."""
+    random = np.random.default_rng(7)
+    for weight in model.weights:
+        weight.assign(np.asarray(weight) + random.normal(0, 0.1, weight.shape))
+    return model
+
+
+def dense_on_three_axes(steps: int | None) -> Model:
+    return keras.Sequential([keras.Input((steps, 6)), layers.Dense(5, activation="relu"), layers.Dense(3)])
+
+
+def einsum_dense(steps: int | None) -> Model:
+    return keras.Sequential(
+        [
+            keras.Input((steps, 6)),
+            layers.EinsumDense("abc,cde->abde", (None, 2, 4), bias_axes="de"),
+            layers.EinsumDense("abcd,cde->abe", (None, 5), bias_axes="e"),
+        ]
+    )
+
+
+def layer_normalization(steps: int | None) -> Model:
+    rows = keras.Input((steps, 6))
+    outputs = [
+        layers.LayerNormalization()(rows),
+        layers.LayerNormalization(center=False)(rows),
+        layers.LayerNormalization(scale=False, epsilon=0.1)(rows),
+        layers.LayerNormalization(center=False, scale=False)(rows),
+    ]
+    return keras.Model(rows, outputs)
+
+
+def rms_normalization(steps: int | None) -> Model:
+    return keras.Sequential([keras.Input((steps, 6)), layers.RMSNormalization(epsilon=0.01)])
+
+
+def self_attention(steps: int | None) -> Model:
+    rows = keras.Input((steps, 8))
+    return keras.Model(rows, layers.MultiHeadAttention(2, 3, value_dim=5)(rows, rows))
+
+
+def causal_attention(steps: int | None) -> Model:
+    rows = keras.Input((steps, 8))
+    return keras.Model(rows, layers.MultiHeadAttention(2, 4)(rows, rows, use_causal_mask=True))
+
+
+def masked_attention(steps: int | None) -> Model:
+    """Random ids are 0 in every fifth place, so some rows look at nothing but what is masked."""
+    ids = keras.Input((steps,), dtype="int32", name="ids")
+    rows = layers.Embedding(5, 8, mask_zero=True)(ids)
+    return keras.Model(ids, layers.MultiHeadAttention(2, 4)(rows, rows))
+
+
+def given_mask(steps: int | None) -> Model:
+    """One mask for all queries: its axis of one must become theirs."""
+    rows, others = keras.Input((steps, 8), name="rows"), keras.Input((3, 6), name="others")
+    mask = keras.Input((1, 3), dtype="bool", name="mask")
+    return keras.Model([rows, others, mask], layers.MultiHeadAttention(2, 4)(rows, others, attention_mask=mask))
+
+
+def cross_attention(steps: int | None) -> Model:
+    rows, others = keras.Input((steps, 8), name="rows"), keras.Input((3, 6), name="others")
+    return keras.Model([rows, others], layers.MultiHeadAttention(2, 4, output_shape=7)(rows, others))
+
+
+def grouped_attention(steps: int | None) -> Model:
+    rows = keras.Input((steps, 8))
+    return keras.Model(rows, layers.GroupQueryAttention(3, 4, 2)(rows, rows, use_causal_mask=True))
+
+
+def encoder(steps: int | None) -> Model:
+    rows = keras.Input((steps, 8))
+    attended = layers.LayerNormalization()(rows + layers.MultiHeadAttention(2, 4)(rows, rows))
+    hidden = layers.Dense(16, activation=keras.activations.silu)(attended)
+    return keras.Model(rows, layers.LayerNormalization()(attended + layers.Dense(8)(hidden)))
+
+
+# What must stand in the graph (of ours in all), and what must be gone.
+CASES: list[tuple[Callable[[int | None], Model], dict[str, int], set[str]]] = [
+    (dense_on_three_axes, {"MatMul": 2, "Add": 2, "Relu": 1}, {"Reshape", "Shape", "Concat"}),
+    (einsum_dense, {"MatMul": 2, "Add": 2}, {"Einsum", "Reshape"}),
+    (layer_normalization, {"LayerNormalization": 4}, {"ReduceMean", "Reciprocal", "Sub", "Mul", "Add"}),
+    (rms_normalization, {"Div": 1, "Mul": 1, "ReduceMean": 1}, {"Reciprocal"}),
+    (self_attention, {"MultiHeadAttention": 1, "MatMul": 4, "Add": 4}, {"Softmax", "Einsum", "Reshape"}),
+    (causal_attention, {"MultiHeadAttention": 1, "MatMul": 4, "Where": 1}, {"Softmax", "Einsum"}),
+    (masked_attention, {"MultiHeadAttention": 1, "MatMul": 4, "Where": 1}, {"Softmax", "Einsum"}),
+    (given_mask, {"MultiHeadAttention": 1, "MatMul": 4, "Where": 1}, {"Softmax", "Einsum"}),
+    (cross_attention, {"MultiHeadAttention": 1, "MatMul": 4, "Add": 4}, {"Softmax", "Einsum", "Reshape"}),
+    (grouped_attention, {"MultiHeadAttention": 1, "MatMul": 4}, {"Softmax", "Einsum"}),
+    (
+        encoder,
+        {"MultiHeadAttention": 1, "MatMul": 6, "LayerNormalization": 2, "Add": 8, "Sigmoid": 1, "Mul": 1},
+        {"Einsum", "Reshape", "Shape"},
+    ),
+]
+
+
+@pytest.mark.parametrize("steps", [None, 6])
+@pytest.mark.parametrize(("build", "present", "absent"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_a_pass_leaves_few_nodes_and_the_same_answers(
+    build: Callable[[int | None], Model],
+    present: dict[str, int],
+    absent: set[str],
+    steps: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, path = _noisy(build(steps)), tmp_path / "model.onnx"
+    convert(model, path)
+    ours = onnx.load(path)
+    operators = Counter(node.op_type for node in ours.graph.node)
+    assert {name: operators[name] for name in present} == present
+    assert not absent & set(operators)
+
+    monkeypatch.setattr(fusion, "PASSES", ())
+    convert(model, path)
+    theirs = onnx.load(path)
+    assert len(ours.graph.node) <= len(theirs.graph.node)
+    monkeypatch.undo()
+    again = optimize(theirs)
+    assert (again.graph.input, again.graph.output) == (theirs.graph.input, theirs.graph.output)
+    assert _bytes(again) == _bytes(optimize(theirs)) == _bytes(ours)
+    assert _bytes(optimize(again)) == _bytes(again)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # The scores are an output, too.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 3, 2, 4] q, float[2, 3, 2, 4] k, float[2, 3, 2, 4] v)
+          => (float[2, 3, 2, 4] o, float[2, 2, 3, 3] p) {
+            s = Einsum <equation = "btnh,bsnh->bnts"> (q, k)
+            p = Softmax <axis = -1> (s)
+            o = Einsum <equation = "bnts,bsnh->btnh"> (p, v)
+        }""",
+        # Softmax over the queries.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 3, 2, 4] q, float[2, 3, 2, 4] k, float[2, 3, 2, 4] v) => (float[2, 3, 2, 4] o) {
+            s = Einsum <equation = "btnh,bsnh->bnts"> (q, k)
+            p = Softmax <axis = 2> (s)
+            o = Einsum <equation = "bnts,bsnh->btnh"> (p, v)
+        }""",
+        # Double: the operator is for float32.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (double[2, 3, 2, 4] q, double[2, 3, 2, 4] k, double[2, 3, 2, 4] v) => (double[2, 3, 2, 4] o) {
+            s = Einsum <equation = "btnh,bsnh->bnts"> (q, k)
+            p = Softmax <axis = -1> (s)
+            o = Einsum <equation = "bnts,bsnh->btnh"> (p, v)
+        }""",
+        # The weight is an input with a default, which a caller can replace.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 3, 2] x, float[2, 2] w) => (float[2, 3, 2] o) <float[2, 2] w = {1.0, 2.0, 3.0, 4.0}> {
+            o = Einsum <equation = "abc,cd->abd"> (x, w)
+        }""",
+        # A product whose rows are split otherwise than they came.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 3, 2] x) => (float[3, 2, 2] o)
+          <float[2, 2] w = {1.0, 2.0, 3.0, 4.0}, int64[2] flat = {-1, 2}, int64[3] sizes = {3, 2, 2}> {
+            r = Reshape (x, flat)
+            m = MatMul (r, w)
+            o = Reshape (m, sizes)
+        }""",
+        # The mean of one axis, the variance of another.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 2, 2] x) => (float[2, 2, 2] o)
+          <float e = {0.001}, int64[1] last = {-1}, int64[1] first = {1}> {
+            m = ReduceMean (x, last)
+            d = Sub (x, m)
+            q = Mul (d, d)
+            v = ReduceMean (q, first)
+            a = Add (v, e)
+            s = Sqrt (a)
+            g1 = Reciprocal (s)
+            l = Mul (x, g1)
+            n = Neg (m)
+            r = Mul (n, g1)
+            o = Add (l, r)
+        }""",
+    ],
+    ids=["scores-are-read", "softmax-axis", "double", "weight-is-an-input", "other-rows", "other-axis"],
+)
+def test_what_only_looks_like_it_stays(text: str) -> None:
+    model = parser.parse_model(text)
+    onnx.checker.check_model(model, full_check=True)
+    ours = optimize(model)
+    assert Counter(node.op_type for node in ours.graph.node) == Counter(node.op_type for node in model.graph.node)
+    rows = _rows(model)
+    for answer, expected in zip(_answers(ours, rows), _answers(model, rows), strict=True):
+        np.testing.assert_array_equal(answer, expected)
+
+
+def test_dead_ends_go_and_bodies_keep_what_they_read() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["x", "c"], ["y"])], "body", [], [helper.make_tensor_value_info("y", 1, [2])]
+    )
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2] x, bool flag) => (float[2] o) <float[2] c = {1.0, 2.0}, float[2] unused = {1.0, 2.0}> {
+            dead = Neg (x)
+            o = Identity (x)
+        }"""
+    )
+    del model.graph.node[1]
+    model.graph.node.append(helper.make_node("If", ["flag"], ["o"], then_branch=body, else_branch=body))
+    ours = optimize(model)
+    assert [node.op_type for node in ours.graph.node] == ["If"]
+    assert [constant.name for constant in ours.graph.initializer] == ["c"]
+
+
+def _rows(model: onnx.ModelProto) -> dict[str, Any]:
+    random = np.random.default_rng(7)
+    constants = {constant.name for constant in model.graph.initializer}
+    rows = {}
+    for value in model.graph.input:
+        if value.name not in constants:
+            tensor = value.type.tensor_type
+            shape = [axis.dim_value for axis in tensor.shape.dim]
+            rows[value.name] = random.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return rows
+
+
+def _answers(model: onnx.ModelProto, rows: dict[str, Any]) -> list[Any]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, rows))
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))
