@@ -44,7 +44,7 @@ _FAULTS = (
 )
 
 # ONNX Runtime's kernels of these end the whole process when there are no rows.
-_NEED_ROWS = frozenset({"LSTM", "GRU", "RNN"})
+_NEED_ROWS = frozenset({"LSTM", "GRU", "RNN", "Attention", "GroupQueryAttention", "MultiHeadAttention"})
 
 
 def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | None, source: str) -> ParityReport:
