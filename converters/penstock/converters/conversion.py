@@ -50,6 +50,8 @@ def convert(
     The model is a Sequential or Functional Keras 3 model or an `onnx.ModelProto`, live or in a `.keras` or `.onnx`
     file. An ONNX model is checked and cleaned; its names stay as they are.
 
+    docs/coverage-keras.md says which layers convert.
+
     The file is written only after the graph has passed the gate: valid, loaded by ONNX Runtime, with the model's own
     names, order, datatypes and shapes, and answering like the model on 1, 2, 7 and 32 seeded random rows, on rows that
     are hard for it (`penstock.converters.rows`) and on `samples`, which hold an array of rows for each input by name.

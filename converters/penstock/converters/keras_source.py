@@ -12,24 +12,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.keras_rows import random_row_values
 from penstock.converters.parity import Tensors
-from penstock.converters.source import SourceTensor
-
-_DATATYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-
+from penstock.converters.source import DATATYPES, SourceTensor, as_text
 
 def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no types
     """Loads a `.keras` file that `keras_archive.check_archive` has let pass. Raises `UnsupportedModelError`."""
@@ -49,8 +34,7 @@ class KerasSource:
         if keras.backend.backend() != "tensorflow":
             raise UnsupportedModelError(
                 f"Keras runs on {keras.backend.backend()} here; conversion needs TensorFlow. Save the model as .keras "
-                "and "
-                "convert the file in a process with KERAS_BACKEND=tensorflow."
+                "and convert the file in a process with KERAS_BACKEND=tensorflow."
             )
         if not isinstance(model, keras.Model):
             raise UnsupportedModelError(
@@ -59,11 +43,7 @@ class KerasSource:
         if not getattr(model, "inputs", None):
             raise UnsupportedModelError(
                 f"The model {model.name!r} does not say what its inputs are. Build it from keras.Input, as a "
-                "Functional "
-                ""
-                ""
-                ""
-                "model or as a Sequential whose first layer is a keras.Input."
+                "Functional model or as a Sequential whose first layer is a keras.Input."
             )
         self._model = model
         is_sequential = isinstance(model, keras.Sequential)
@@ -76,11 +56,7 @@ class KerasSource:
             if not tensor.shape or tensor.shape[0] is not None:
                 raise UnsupportedModelError(
                     f"Input {tensor.name!r} has the fixed shape {list(tensor.shape)}; its first axis must be the "
-                    "batch, "
-                    ""
-                    ""
-                    "of any "
-                    "size. Give keras.Input a shape without the batch, and no batch_size."
+                    "batch, of any size. Give keras.Input a shape without the batch, and no batch_size."
                 )
 
     @property
@@ -92,9 +68,13 @@ class KerasSource:
         return f"keras {keras.__version__}"
 
     @property
+    def layers(self) -> list[Any]:
+        """The layers of all levels."""
+        return list(self._model._flatten_layers(include_self=False))  # noqa: SLF001 `model.layers` stops at the first level
+
+    @property
     def layer_names(self) -> frozenset[str]:
-        layers = self._model._flatten_layers(include_self=False)  # noqa: SLF001 `model.layers` stops at the first level
-        return frozenset(layer.name for layer in layers)
+        return frozenset(layer.name for layer in self.layers)
 
     def call(self, *inputs: Any) -> list[Any]:  # noqa: ANN401 eager or symbolic TensorFlow tensors
         """Runs the model for inference. Inputs and outputs are in the order of `inputs` and `outputs`."""
@@ -105,27 +85,29 @@ class KerasSource:
         """Runs the model eagerly on the CPU. Raises whatever the model raises."""
         with tf.device("/CPU:0"), _rows_of_any_size():
             outputs = self.call(*(tf.convert_to_tensor(rows[tensor.name]) for tensor in self.inputs))
-        return {tensor.name: np.asarray(output) for tensor, output in zip(self.outputs, outputs, strict=True)}
+        return {tensor.name: _array(output) for tensor, output in zip(self.outputs, outputs, strict=True)}
 
     def random_rows(self, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, NDArray[Any]]:
-        """Rows of the given shapes: standard normal numbers, and integers that every embedding of the model has."""
+        """Rows of the given shapes, of values that the layers reading them know."""
         random = np.random.default_rng(seed)
-        top = self._integer_bound()
-        rows: dict[str, NDArray[Any]] = {}
-        for tensor in self.inputs:
-            shape = tuple(shapes[tensor.name])
-            if tensor.dtype.startswith("float"):
-                rows[tensor.name] = random.standard_normal(shape).astype(tensor.dtype)
-            else:
-                rows[tensor.name] = random.integers(0, 2 if tensor.dtype == "bool" else top, shape).astype(tensor.dtype)
-        return rows
+        leaves = [leaf for _, leaf in _leaves(self._input_structure)]
+        return {
+            tensor.name: random_row_values(tensor.dtype, shapes[tensor.name], self._readers(leaf), random)
+            for tensor, leaf in zip(self.inputs, leaves, strict=True)
+        }
 
     def own_rows(self) -> Mapping[str, Tensors]:
         return {}
 
-    def _integer_bound(self) -> int:
-        layers = self._model._flatten_layers(include_self=False)  # noqa: SLF001 `model.layers` stops at the first level
-        return min((layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)), default=2)
+    def _readers(self, leaf: Any) -> list[Any]:  # noqa: ANN401 a Keras tensor
+        """The layers that read an input themselves, and then all others: those inside of layers have no history."""
+        first = [layer for layer in self.layers if any(leaf is read for read in _inputs_of(layer))]
+        return first + [layer for layer in self.layers if layer not in first]
+
+
+def _inputs_of(layer: Any) -> Iterator[Any]:  # noqa: ANN401 Keras publishes no types
+    for node in layer._inbound_nodes:  # noqa: SLF001 Keras tells it by no other way
+        yield from node.input_tensors
 
 
 @contextmanager
@@ -147,14 +129,13 @@ def _named_tensors(structure: Any, kind: str, taken: Iterable[str]) -> tuple[Sou
         name = _unique(_own_name(path, tensor, kind), names)
         names.add(name)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
-        datatype = _DATATYPES.get(dtype)
-        if datatype is None:
+        if dtype not in DATATYPES:
             raise UnsupportedModelError(
-                f"The {kind} {name!r} is of type {dtype}, which cannot be converted; known are {', '.join(_DATATYPES)}."
+                f"The {kind} {name!r} is of type {dtype}, which cannot be converted; known are {', '.join(DATATYPES)}."
             )
         if kind == "input" and (tensor.sparse or tensor.ragged):
             raise UnsupportedModelError(f"Input {name!r} is sparse or ragged; ONNX Runtime takes dense tensors only.")
-        tensors.append(SourceTensor(name, dtype, datatype, tuple(tensor.shape)))
+        tensors.append(SourceTensor(name, dtype, tuple(tensor.shape)))
     return tuple(tensors)
 
 
@@ -189,3 +170,8 @@ def _rebuilt(structure: Any, values: Iterator[Any]) -> Any:  # noqa: ANN401 nest
     if isinstance(structure, list | tuple):
         return [_rebuilt(value, values) for value in structure]
     return next(values)
+
+
+def _array(output: Any) -> NDArray[Any]:  # noqa: ANN401 an eager TensorFlow tensor
+    array = np.asarray(output)
+    return as_text(array) if array.dtype == object else array

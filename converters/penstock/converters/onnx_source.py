@@ -12,16 +12,9 @@ from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.parity import Tensors
 from penstock.converters.signature import Signature, TensorSpec, read_signature
-from penstock.converters.source import TEXT, SourceTensor
+from penstock.converters.source import DATATYPES, TEXT, SourceTensor
 
-_DTYPES = {
-    "BOOL": "bool",
-    "BYTES": TEXT,
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    **{f"{sign}INT{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
-}
+_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _WORDS = np.asarray(["a", "the", "penstock", "water", "Turbine", "7"], object)
 
 
@@ -93,7 +86,7 @@ def _source_tensor(spec: TensorSpec) -> SourceTensor:
         raise UnsupportedModelError(
             f"{spec.name!r} is of type {spec.datatype}, which numpy has not; known are {', '.join(sorted(_DTYPES))}."
         )
-    return SourceTensor(spec.name, _DTYPES[spec.datatype], spec.datatype, spec.shape)
+    return SourceTensor(spec.name, _DTYPES[spec.datatype], spec.shape)
 
 
 def _random(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.parity import Batch, SkippedRows
 from penstock.converters.rows import hard_batches
 from penstock.converters.signature import Signature, TensorSpec
-from penstock.converters.source import NamedShape, Source, axis_names, fitted_samples
+from penstock.converters.source import NamedShape, Source, axis_names, datatype_of, fitted_samples
 
 BATCH_SIZES = (1, 2, 7, 32)
 HARDENED = BATCH_SIZES.index(7)
@@ -44,11 +44,13 @@ def probe(source: Source, samples: Mapping[str, NDArray[Any]] | None) -> Examina
     outputs = []
     for tensor in source.outputs:
         observed = [batch.answers[tensor.name].shape for batch in batches]
+        # Some layers of Keras declare another rank, size or datatype than their answers have.
+        declared = tensor.shape if len(tensor.shape) == len(observed[0]) else (None, *observed[0][1:])
         shape = tuple(
-            size if size is not None else _followed(axis, observed, sizes) or f"{tensor.name}_axis_{axis}"
-            for axis, size in enumerate(tensor.shape)
+            observed[0][axis] if size is not None else _followed(axis, observed, sizes) or f"{tensor.name}_axis_{axis}"
+            for axis, size in enumerate(declared)
         )
-        outputs.append(TensorSpec(tensor.name, tensor.datatype, shape))
+        outputs.append(TensorSpec(tensor.name, datatype_of(batches[0].answers[tensor.name]), shape))
     hard = list(hard_batches(source, shapes, batches[HARDENED]))
     asked = [batch for batch in hard if isinstance(batch, Batch)]
     skipped = [kind for kind in hard if isinstance(kind, SkippedRows)]

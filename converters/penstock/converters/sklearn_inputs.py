@@ -42,15 +42,15 @@ def input_columns(estimator: Any) -> tuple[InputColumn, ...]:  # noqa: ANN401 sc
     if isinstance(first, ColumnTransformer) and hasattr(first, "feature_names_in_"):
         return tuple(_table_columns(first))
     if vocabulary := getattr(first, "vocabulary_", None):
-        tensor = SourceTensor("text", TEXT, "BYTES", (None, 1))
+        tensor = SourceTensor("text", TEXT, (None, 1))
         return (InputColumn(tensor, (tuple(sorted(vocabulary)),), is_document=True),)
     width = getattr(first, "n_features_in_", None) or getattr(estimator, "n_features_in_", None)
     if width is None:
         raise UnsupportedModelError(f"{type(first).__qualname__} does not say how many features it takes.")
     values = _values(first, width)
     if any(isinstance(value, str) for column in values for value in column):
-        return (InputColumn(SourceTensor("text", TEXT, "BYTES", (None, width)), values),)
-    return (InputColumn(SourceTensor("features", "float32", "FP32", (None, width)), values),)
+        return (InputColumn(SourceTensor("text", TEXT, (None, width)), values),)
+    return (InputColumn(SourceTensor("features", "float32", (None, width)), values),)
 
 
 def _first(estimator: Any) -> Any:  # noqa: ANN401 scikit-learn publishes no types
@@ -72,14 +72,14 @@ def _table_columns(transformer: Any) -> Iterator[InputColumn]:  # noqa: ANN401 s
         first = _first(fitted)
         if isinstance(columns, str):
             vocabulary = tuple(sorted(getattr(first, "vocabulary_", ())))
-            tensor = SourceTensor(columns, TEXT, "BYTES", (None, 1))
+            tensor = SourceTensor(columns, TEXT, (None, 1))
             found[columns] = InputColumn(tensor, (vocabulary,), is_document=bool(vocabulary), is_of_table=True)
             continue
         chosen = [column if isinstance(column, str) else names[column] for column in columns]
         for name, values in zip(chosen, _values(first, len(chosen)), strict=True):
             is_text = any(isinstance(value, str) for value in values)
-            dtype, datatype = (TEXT, "BYTES") if is_text else ("float32", "FP32")
-            found[name] = InputColumn(SourceTensor(name, dtype, datatype, (None, 1)), (values,), is_of_table=True)
+            dtype = TEXT if is_text else "float32"
+            found[name] = InputColumn(SourceTensor(name, dtype, (None, 1)), (values,), is_of_table=True)
     return iter([found[name] for name in names if name in found])
 
 

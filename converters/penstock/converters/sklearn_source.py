@@ -137,28 +137,28 @@ class SklearnSource:
 def _outputs(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publishes no types
     if is_classifier(estimator):
         classes = np.asarray(estimator.classes_)
-        label = SourceTensor("label", "int64", "INT64", (None,))
+        label = SourceTensor("label", "int64", (None,))
         if classes.dtype.kind in "OU":
-            label = SourceTensor("label", TEXT, "BYTES", (None,))
+            label = SourceTensor("label", TEXT, (None,))
         found = [_Output(label, 0, estimator.predict)]
         if hasattr(estimator, "predict_proba"):
             found.append(
                 _Output(
-                    SourceTensor("probabilities", "float32", "FP32", (None, len(classes))), 1, estimator.predict_proba
+                    SourceTensor("probabilities", "float32", (None, len(classes))), 1, estimator.predict_proba
                 )
             )
         return found
     if is_regressor(estimator):
-        return [_Output(SourceTensor("prediction", "float32", "FP32", (None, 1)), 0, estimator.predict)]
+        return [_Output(SourceTensor("prediction", "float32", (None, 1)), 0, estimator.predict)]
     if getattr(estimator, "_estimator_type", None) == "outlier_detector" or hasattr(estimator, "fit_predict"):
         if hasattr(estimator, "cluster_centers_"):
-            label = SourceTensor("label", "int64", "INT64", (None,))
-            distances = SourceTensor("distances", "float32", "FP32", (None, len(estimator.cluster_centers_)))
+            label = SourceTensor("label", "int64", (None,))
+            distances = SourceTensor("distances", "float32", (None, len(estimator.cluster_centers_)))
             return [_Output(label, 0, estimator.predict), _Output(distances, 1, estimator.transform)]
-        return [_Output(SourceTensor("label", "int64", "INT64", (None, 1)), 0, estimator.predict)]
+        return [_Output(SourceTensor("label", "int64", (None, 1)), 0, estimator.predict)]
     if hasattr(estimator, "transform"):
         width = len(estimator.get_feature_names_out()) if hasattr(estimator, "get_feature_names_out") else None
-        return [_Output(SourceTensor("transformed", "float32", "FP32", (None, width)), 0, estimator.transform)]
+        return [_Output(SourceTensor("transformed", "float32", (None, width)), 0, estimator.transform)]
     raise UnsupportedModelError(f"{type(estimator).__qualname__} has neither predict nor transform.")
 
 

@@ -17,6 +17,16 @@ _AXES = {2: {1: "sequence"}, 3: {1: "sequence"}, 4: {1: "height", 2: "width"}, 5
 TEXT = "string"
 """Keras's name of the datatype of texts. In numpy they are objects, as ONNX Runtime takes and gives them."""
 
+DATATYPES = {
+    "bool": "BOOL",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    TEXT: "BYTES",
+    **{f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+"""The Open Inference Protocol's name of each datatype."""
+
 Shape = tuple[int | str | None, ...]
 NamedShape = tuple[int | str, ...]
 
@@ -27,8 +37,11 @@ class SourceTensor:
 
     name: str
     dtype: str
-    datatype: str
     shape: Shape
+
+    @property
+    def datatype(self) -> str:
+        return DATATYPES[self.dtype]
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -87,6 +100,17 @@ def axis_names(tensors: Sequence[SourceTensor], *, shared: bool) -> dict[str, Na
     }
 
 
+def datatype_of(array: NDArray[Any]) -> str:
+    """The Open Inference Protocol's name of an array's datatype."""
+    return DATATYPES[TEXT if array.dtype == object else array.dtype.name]
+
+
+def as_text(array: NDArray[Any]) -> NDArray[Any]:
+    """Texts of any kind, of bytes too, as objects of type `str`."""
+    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    return np.array(texts, dtype=object).reshape(array.shape)
+
+
 def fitted_samples(
     tensors: Sequence[SourceTensor], samples: Mapping[str, NDArray[Any]]
 ) -> tuple[int, dict[str, NDArray[Any]]]:
@@ -115,11 +139,9 @@ def _fitted(tensor: SourceTensor, array: NDArray[Any]) -> NDArray[Any]:
         raise InvalidSamplesError(
             f"Samples of the input {tensor.name!r} need the shape [{wanted}]; got {list(array.shape)}."
         )
-    if (tensor.dtype == TEXT) != (array.dtype.kind in "OU") or not np.can_cast(
-        array.dtype, tensor.numpy_dtype, casting="same_kind"
-    ):
-        wanted_type = "text" if tensor.dtype == TEXT else tensor.dtype
+    is_text = array.dtype.kind in "OSU"
+    if is_text != (tensor.dtype == TEXT) or not np.can_cast(array.dtype, tensor.numpy_dtype, casting="same_kind"):
         raise InvalidSamplesError(
-            f"Samples of the input {tensor.name!r} need the type {wanted_type}; got {array.dtype}."
+            f"Samples of the input {tensor.name!r} need the type {tensor.dtype}; got {array.dtype}."
         )
-    return array.astype(tensor.numpy_dtype)
+    return as_text(array) if is_text else array.astype(tensor.dtype)

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,26 @@ import onnx
 import tensorflow as tf
 from tf2onnx import optimizer, tf_loader, tfonnx
 
-from penstock.converters import keras_recurrent
+from penstock.converters import keras_recurrent, tf_strings
 from penstock.converters.errors import UnsupportedModelError
-from penstock.converters.gate import unknown_operators
+from penstock.converters.gate import nodes_of, unknown_operators
 from penstock.converters.keras_source import KerasSource
+from penstock.converters.keras_text import dense_text
 
 OPSET = 18
 """tf2onnx 1.17 raises above."""
+
+_DOMAINS = {"ai.onnx.ml": 3}
+
+_BY_VOCABULARY = "ONNX has no hash of a text: use StringLookup or IntegerLookup with a vocabulary there."
+
+# What to do instead, by the operator that ONNX lacks.
+_INSTEAD = {
+    "StringToHashBucketFast": _BY_VOCABULARY,
+    "StringToHashBucketStrong": _BY_VOCABULARY,
+    "SparseCross": _BY_VOCABULARY,
+    "RFFT": "Compute spectra with keras.layers.STFTSpectrogram, which converts, or before the model is called.",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class TracedGraph:
     graph: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    tables: Mapping[str, tf_strings.Table]
 
 
 def trace(source: KerasSource) -> TracedGraph:
@@ -44,13 +58,38 @@ def trace(source: KerasSource) -> TracedGraph:
         return [tf.identity(next(output for output in outputs if id(output) == key)) for key in distinct]
 
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in source.inputs]
-    with tf.device("/CPU:0"), keras_recurrent.marked():
+    with tf.device("/CPU:0"), keras_recurrent.marked(), _inlined_functions(), dense_text(source.layers):
         function = tf.function(inference, autograph=False).get_concrete_function(*specs)
     # Constants that the model captured stand behind the inputs; they are frozen like weights.
     inputs = [tensor.name for tensor in function.inputs[: len(specs)]]
     outputs = [tensor.name for tensor in function.outputs]
-    graph = tf_loader.from_function(function, inputs, outputs)
-    return TracedGraph(graph, tuple(inputs), tuple(outputs[position] for position in positions))
+    with _silent("tensorflow", "tf2onnx"):  # they warn of tables, which are kept apart here
+        graph = tf_loader.from_function(function, inputs, outputs)
+    tables = tf_strings.captured_tables(function, source.layers)
+    return TracedGraph(graph, tuple(inputs), tuple(outputs[position] for position in positions), tables)
+
+
+@contextmanager
+def _inlined_functions() -> Iterator[None]:
+    """What Keras compiles with XLA, grouped convolutions say, becomes a part of the graph instead of a call."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+@contextmanager
+def _silent(*loggers: str) -> Iterator[None]:
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
@@ -61,16 +100,21 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
             with tf.device("/CPU:0"), tf.Graph().as_default() as graph:
                 tf.import_graph_def(traced.graph, name="")
                 translated = tfonnx.process_tf_graph(
-                    graph, opset=OPSET, input_names=inputs, output_names=outputs, continue_on_error=True
+                    graph,
+                    opset=OPSET,
+                    input_names=inputs,
+                    output_names=outputs,
+                    custom_rewriter=tf_strings.rewriters(traced.tables),
+                    continue_on_error=True,
                 )
                 model = optimizer.optimize_graph(translated, optimizers=_optimizers()).make_model("")
+                _declare_operators(model)
         except Exception as error:  # tf2onnx raises whatever its handler raised
             raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors) or error}.") from error
     if unknown := unknown_operators(model):
-        erfc = any(node.op_type == "Erfc" for node in unknown)
         raise UnsupportedModelError(
             f"ONNX opset {OPSET} cannot say what these layers do: {_placed(unknown, source.layer_names)}. "
-            "Use other layers there" + ("; for GELU, keras.activations.gelu with approximate=True." if erfc else ".")
+            + _INSTEAD.get(unknown[0].op_type, "Use other layers there.")
         )
     # tf2onnx goes on after an error and leaves a graph that may load and be wrong.
     if errors:
@@ -81,6 +125,13 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
 _UNWANTED = {"einsum_optimizer", "merge_duplication"}
 """The one writes ten nodes for what `fusion` makes one of. The other keeps just any of several equal nodes, which ONNX
 Runtime merges itself as it loads."""
+def _declare_operators(model: onnx.ModelProto) -> None:
+    """The versions of the operator sets that the nodes are taken from. Texts need a later one of ONNX."""
+    nodes = list(nodes_of(model.graph))
+    versions = {node.domain: _DOMAINS.get(node.domain, 1) for node in nodes}
+    versions[""] = tf_strings.STRING_OPSET if versions.keys() - {""} else OPSET
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in versions.items())
 
 
 def _optimizers() -> dict[str, Any]:

@@ -18,8 +18,8 @@ class Polynomial:
 
     name = "polynomial"
     description = "by hand"
-    inputs = (SourceTensor("x", "float32", "FP32", (None, 3)),)
-    outputs = (SourceTensor("y", "float32", "FP32", (None, 3)),)
+    inputs = (SourceTensor("x", "float32", (None, 3)),)
+    outputs = (SourceTensor("y", "float32", (None, 3)),)
 
     def __init__(self, refuses: str = "") -> None:
         self._refuses = refuses

@@ -149,6 +149,24 @@ def nested() -> Model:
     return keras.Sequential([keras.Input((8,), name="x"), classifier(), layers.Dense(2, name="y")])
 
 
+def exact_gelu() -> Model:
+    return keras.Sequential([keras.Input((8,)), layers.Dense(4, activation="gelu", name="curve")])
+
+
+def grouped_convolution() -> Model:
+    return keras.Sequential([keras.Input((16, 16, 4)), layers.Conv2D(4, 3, groups=2, name="grouped")])
+
+
+def sentences() -> Model:
+    """Chinese text by its characters, and what a category is called."""
+    text, number = keras.Input((), dtype="string", name="text"), keras.Input((1,), dtype="int64", name="number")
+    characters = layers.TextVectorization(
+        vocabulary=["你", "好"], split="character", output_sequence_length=3, name="characters"
+    )
+    name = layers.StringLookup(vocabulary=["red", "green"], invert=True, name="name")
+    return keras.Model([text, number], [characters(text), name(number)])
+
+
 CONVERTED: list[tuple[Callable[[], Model], list[str], list[str]]] = [
     (classifier, ["features FP32 [batch, 8]"], ["scores FP32 [batch, 3]"]),
     (automatic_names, ["input_layer FP32 [batch, 8]"], ["dense FP32 [batch, 2]"]),
@@ -181,6 +199,13 @@ CONVERTED: list[tuple[Callable[[], Model], list[str], list[str]]] = [
     ),
     (normalized, ["x FP32 [batch, 8]"], ["y FP32 [batch, 2]"]),
     (nested, ["x FP32 [batch, 8]"], ["y FP32 [batch, 2]"]),
+    (exact_gelu, ["input_layer FP32 [batch, 8]"], ["curve FP32 [batch, 4]"]),
+    (grouped_convolution, ["input_layer FP32 [batch, 16, 16, 4]"], ["grouped FP32 [batch, 14, 14, 4]"]),
+    (
+        sentences,
+        ["text BYTES [batch]", "number INT64 [batch, 1]"],
+        ["characters INT64 [batch, 3]", "name BYTES [batch, 1]"],
+    ),
 ]
 
 
@@ -270,14 +295,6 @@ def test_hard_rows(build: Callable[[], Model], compared: set[str], skipped: dict
         assert skipped[kind.rows] in kind.reason
 
 
-def exact_gelu() -> Model:
-    return keras.Sequential([keras.Input((8,)), layers.Dense(4, activation="gelu", name="curve")])
-
-
-def grouped_convolution() -> Model:
-    return keras.Sequential([keras.Input((16, 16, 4)), layers.Conv2D(4, 3, groups=2, name="grouped")])
-
-
 def fixed_batch() -> Model:
     return keras.Sequential([keras.Input(batch_shape=(4, 8), name="x"), layers.Dense(2)])
 
@@ -286,8 +303,13 @@ def no_inputs() -> Model:
     return keras.Sequential([layers.Dense(2)])
 
 
-def strings() -> Model:
-    return keras.Sequential([keras.Input((1,), dtype="string", name="text"), layers.StringLookup(vocabulary=["a"])])
+def hashed() -> Model:
+    return keras.Sequential([keras.Input((1,), dtype="string", name="text"), layers.Hashing(5, name="buckets")])
+
+
+def grams_of_words() -> Model:
+    text = keras.Input((1,), dtype="string", name="text")
+    return keras.Model(text, layers.TextVectorization(vocabulary=["a b"], ngrams=2, name="grams")(text))
 
 
 def fails_by_itself() -> Model:
@@ -297,11 +319,10 @@ def fails_by_itself() -> Model:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (exact_gelu, "Erfc in 'curve'.*approximate=True"),
-        (grouped_convolution, "in 'grouped'"),
+        (hashed, "in 'buckets'.*StringLookup or IntegerLookup"),
         (fixed_batch, r"Input 'x' has the fixed shape \[4, 8\]"),
         (no_inputs, "does not say what its inputs are"),
-        (strings, "'text' is of type string"),
+        (grams_of_words, "layer 'grams' has ngrams=2"),
         (fails_by_itself, "fails on rows of its input shapes"),
         (object, "got object"),
     ],
@@ -351,3 +372,23 @@ def test_saved_file_converts_like_the_live_model(tmp_path: Path) -> None:
     saved = convert(tmp_path / "model.keras", tmp_path / "saved.onnx")
     assert saved.signature == live.signature
     assert saved.sha256 == live.sha256
+
+
+def test_texts_in_and_scores_out(tmp_path: Path) -> None:
+    """The words of a sentence, whatever their case and punctuation, as ONNX Runtime alone reads them."""
+    text = keras.Input((1,), dtype="string", name="text")
+    ids = layers.TextVectorization(vocabulary=["red", "dont", "blue"], name="ids")(text)
+    convert(keras.Model(text, ids), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    rows = np.array([["Red, RED!"], ["don't\u000b blue?"], [""]], dtype=object)
+    (answer,) = session.run(None, {"text": rows})
+    assert answer.tolist() == [[2, 2], [3, 4], [0, 0]]
+
+
+def test_samples_of_texts(tmp_path: Path) -> None:
+    text = keras.Input((1,), dtype="string", name="text")
+    model = keras.Model(text, layers.StringLookup(vocabulary=["a"], name="ids")(text))
+    conversion = convert(model, tmp_path / "model.onnx", samples={"text": np.array([["a"], ["é"]])})
+    assert conversion.parity.cases[-1].rows == "sample"
+    with pytest.raises(InvalidSamplesError, match="'text' need the type string; got int64"):
+        convert(model, tmp_path / "model.onnx", samples={"text": np.array([[1]])})
