@@ -6,7 +6,7 @@ READY := .venv/.ready
 SLIM := .cache/slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types fences protos slim-test wheel-test bench bench-quick bench-command bench-convert format lock clean
+.PHONY: help setup demo test check lint types fences protos slim-test wheel-test check-applications bench bench-quick bench-command bench-convert coverage format lock clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ slim-test: setup  ## The tests of inference, rpc and client in an environment wi
 	! $(SLIM)/bin/python -c 'import tensorflow' 2>/dev/null && ! $(SLIM)/bin/python -c 'import keras' 2>/dev/null
 	$(SLIM)/bin/python -m pytest tests/unit/rpc tests/unit/inference tests/unit/client tests/integration/rpc tests/integration/inference
 
+check-applications: setup  ## Convert a model of every family of keras.applications: minutes.
+	$(BIN)/pytest tests/conformance/keras/test_applications.py -m "slow or not slow"
+
 wheel-test: setup  ## What is in the wheel, and that it installs.
 	$(BIN)/pytest tests/packaging
 
@@ -62,6 +65,9 @@ bench-command: setup  ## How long the command takes to answer.
 
 bench-convert: setup  ## Measure converted graphs beside tf2onnx's own and TensorFlow: several minutes.
 	@$(BIN)/python -m tests.benchmarks.converters
+
+coverage: setup  ## Write docs/coverage-keras.md from the table of cases.
+	@$(BIN)/python -m tests.conformance.keras
 
 format: setup  ## Bring code and protos into their form.
 	$(BIN)/ruff check --fix --quiet . || true

@@ -11,7 +11,15 @@ from penstock.cli.main import COMMANDS, penstock
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / name
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/why.md", "docs/operations.md", "docs/serving.md")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/why.md",
+        "docs/operations.md",
+        "docs/serving.md",
+        "docs/coverage-keras.md",
+    )
 ]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
