@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -56,8 +57,8 @@ def convert(
     names, order, datatypes and shapes, and answering like the model on 1, 2, 7 and 32 seeded random rows, on rows that
     are hard for it (`penstock.converters.rows`) and on `samples`, which hold an array of rows for each input by name.
     Without a `tolerance` each datatype has its own. `opset` is the version of ONNX's operators, by default the
-    converter's own. An existing file is replaced at once. `on_step` hears of each step as it begins. Logging,
-    TensorFlow's graphs and standard error are global: one conversion at a time in a process.
+    converter's own. An existing file is replaced at once. `on_step` hears of each step as it begins. Logging and
+    TensorFlow's graphs are global: one conversion at a time in a process.
 
     Raises `UnsupportedModelError` if ONNX or the converter cannot say what the model does, `GateError` if the graph
     is not the model, `UnsafeFileError` if the file breaks a rule for untrusted files, `InvalidSamplesError`
@@ -69,18 +70,18 @@ def convert(
         raise ConversionError(f"Cannot write {target}: its folder {target.parent} does not exist. Create it first.")
     announce("load")
     _quiet_tensorflow()
-    source = open_source(model)
     from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
     from penstock.converters.fusion import optimize  # noqa: PLC0415 loads ONNX
     from penstock.converters.opset import opset_of, with_opset  # noqa: PLC0415 loads ONNX
     from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
 
-    announce("trace")
-    asked = probe(source, samples)
-    announce("convert")
-    graph = optimize(with_opset(source.to_onnx(asked.signature), opset))
-    announce("verify")
-    parity = gate.verify(graph, asked, tolerance, source.description)
+    with closing(open_source(model)) as source:
+        announce("trace")
+        asked = probe(source, samples)
+        announce("convert")
+        graph = optimize(with_opset(source.to_onnx(asked.signature), opset))
+        announce("verify")
+        parity = gate.verify(graph, asked, tolerance, source.description)
     announce("write")
     written = write(target, graph)
     return Conversion(
@@ -111,8 +112,8 @@ def verify(
     from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
 
     graph = onnx_file.read(Path(model)) if isinstance(model, str | PathLike) else model
-    opened = open_source(source)
-    return gate.verify(graph, probe(opened, samples), tolerance, opened.description)
+    with closing(open_source(source)) as opened:
+        return gate.verify(graph, probe(opened, samples), tolerance, opened.description)
 
 
 def _silently(_: Step) -> None:

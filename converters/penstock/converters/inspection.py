@@ -11,7 +11,7 @@ import onnxruntime
 from penstock.converters import onnx_file
 from penstock.converters.gate import nodes_of
 from penstock.converters.onnx_file import external_tensors, location_of
-from penstock.converters.ort_log import collected
+from penstock.converters.runtime import Runtime, RuntimeDeathError, RuntimeRefusalError
 from penstock.converters.signature import Signature, read_signature
 
 
@@ -62,12 +62,9 @@ def inspect(path: str | PathLike[str]) -> Inspection:
 
 
 def _tried(path: Path, provider: str) -> Provider:
-    options = onnxruntime.SessionOptions()
-    if provider != "CPUExecutionProvider":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        with collected():
-            onnxruntime.InferenceSession(path, options, providers=[provider])
-    except Exception as error:  # ONNX Runtime's exceptions share no base but this one
+        with Runtime(path, provider=provider) as runtime:
+            runtime.load()
+    except (RuntimeRefusalError, RuntimeDeathError) as error:
         return Provider(provider, str(error).splitlines()[0])
     return Provider(provider, None)

@@ -16,6 +16,7 @@ from penstock.converters.keras_rows import random_row_values
 from penstock.converters.parity import Tensors
 from penstock.converters.source import DATATYPES, SourceTensor, as_text
 
+
 def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no types
     """Loads a `.keras` file that `keras_archive.check_archive` has let pass. Raises `UnsupportedModelError`."""
     try:
@@ -95,6 +96,9 @@ class KerasSource:
             tensor.name: random_row_values(tensor.dtype, shapes[tensor.name], self._readers(leaf), random)
             for tensor, leaf in zip(self.inputs, leaves, strict=True)
         }
+
+    def close(self) -> None:
+        """Nothing runs."""
 
     def own_rows(self) -> Mapping[str, Tensors]:
         return {}

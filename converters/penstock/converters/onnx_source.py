@@ -1,6 +1,9 @@
 """A model that is ONNX already: it is cleaned, and the gate compares what is left with what was there."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,30 +14,36 @@ from numpy.typing import NDArray
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.parity import Tensors
+from penstock.converters.runtime import Runtime, RuntimeDeathError, RuntimeRefusalError
 from penstock.converters.signature import Signature, TensorSpec, read_signature
 from penstock.converters.source import DATATYPES, TEXT, SourceTensor
+from penstock.converters.writing import write
 
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _WORDS = np.asarray(["a", "the", "penstock", "water", "Turbine", "7"], object)
 
 
 class OnnxSource:
-    """An ONNX model, run without any of ONNX Runtime's optimizations. Raises `UnsupportedModelError`."""
+    """An ONNX model, run as it is, without ONNX Runtime's optimizations. Raises `UnsupportedModelError`."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
         signature = read_signature(model)
         self.inputs = tuple(_source_tensor(spec) for spec in signature.inputs)
         self.outputs = tuple(_source_tensor(spec) for spec in signature.outputs)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3  # the gate listens to what is said of the cleaned graph
+        self._open = ExitStack()
+        folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="penstock-source-"))
+        path = Path(folder) / "model.onnx"
+        write(path, model)
+        self._runtime = self._open.enter_context(Runtime(path, is_optimized=False))
         try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this one
+            self._runtime.load()
+        except (RuntimeRefusalError, RuntimeDeathError) as error:
+            self.close()
             raise UnsupportedModelError(f"ONNX Runtime {onnxruntime.__version__} cannot load it: {error}.") from error
+
+    def close(self) -> None:
+        self._open.close()
 
     @property
     def name(self) -> str:
@@ -45,8 +54,7 @@ class OnnxSource:
         return f"onnxruntime {onnxruntime.__version__}, unoptimized"
 
     def answer(self, rows: Tensors) -> dict[str, NDArray[Any]]:
-        names = [tensor.name for tensor in self.outputs]
-        return dict(zip(names, map(np.asarray, self._session.run(names, dict(rows))), strict=True))
+        return self._runtime.answer(rows)
 
     def random_rows(self, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, NDArray[Any]]:
         """Standard normal numbers, words, and integers 0 and 1: what an index may be is not in the graph."""

@@ -10,7 +10,7 @@ from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.parity import Batch, SkippedRows
 from penstock.converters.rows import hard_batches
 from penstock.converters.signature import Signature, TensorSpec
-from penstock.converters.source import NamedShape, Source, axis_names, datatype_of, fitted_samples
+from penstock.converters.source import NamedShape, Source, SourceTensor, axis_names, datatype_of, fitted_samples
 
 BATCH_SIZES = (1, 2, 7, 32)
 HARDENED = BATCH_SIZES.index(7)
@@ -43,14 +43,9 @@ def probe(source: Source, samples: Mapping[str, NDArray[Any]] | None) -> Examina
     sizes = [_axis_sizes(shapes, batch) for batch in batches]
     outputs = []
     for tensor in source.outputs:
-        observed = [batch.answers[tensor.name].shape for batch in batches]
-        # Some layers of Keras declare another rank, size or datatype than their answers have.
-        declared = tensor.shape if len(tensor.shape) == len(observed[0]) else (None, *observed[0][1:])
-        shape = tuple(
-            observed[0][axis] if size is not None else _followed(axis, observed, sizes) or f"{tensor.name}_axis_{axis}"
-            for axis, size in enumerate(declared)
-        )
-        outputs.append(TensorSpec(tensor.name, datatype_of(batches[0].answers[tensor.name]), shape))
+        answers = [batch.answers[tensor.name] for batch in batches]
+        shape = _output_shape(tensor, [answer.shape for answer in answers], sizes)
+        outputs.append(TensorSpec(tensor.name, datatype_of(answers[0]), shape))
     hard = list(hard_batches(source, shapes, batches[HARDENED]))
     asked = [batch for batch in hard if isinstance(batch, Batch)]
     skipped = [kind for kind in hard if isinstance(kind, SkippedRows)]
@@ -88,6 +83,21 @@ def _random_batch(source: Source, shapes: dict[str, NamedShape], trial: int) -> 
     rows = source.random_rows(drawn, seed=trial)
     size = min(array.shape[0] if array.ndim else 1 for array in rows.values())
     return Batch("random", size, rows, source.answer(rows))
+
+
+def _output_shape(
+    tensor: SourceTensor, observed: Sequence[tuple[int, ...]], sizes: Sequence[dict[str, int]]
+) -> NamedShape:
+    """Some layers of Keras declare another rank, size or datatype than their answers have: the answers count."""
+    declared = tensor.shape if len(tensor.shape) == len(observed[0]) else (None, *observed[0][1:])
+    return tuple(
+        size
+        if isinstance(size, str)
+        else observed[0][axis]
+        if isinstance(size, int)
+        else _followed(axis, observed, sizes) or f"{tensor.name}_axis_{axis}"
+        for axis, size in enumerate(declared)
+    )
 
 
 def _sample_batches(source: Source, samples: Mapping[str, NDArray[Any]]) -> Iterator[Batch]:

@@ -75,6 +75,9 @@ class SklearnSource:
         random = np.random.default_rng(seed)
         return {column.tensor.name: column.draw(random, tuple(shapes[column.tensor.name])) for column in self._columns}
 
+    def close(self) -> None:
+        """Nothing runs."""
+
     def own_rows(self) -> Mapping[str, Tensors]:
         """Numbers at the thresholds of trees: there float32 and float64 go different ways."""
         ties = threshold_rows(self._estimator)
@@ -143,9 +146,7 @@ def _outputs(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publ
         found = [_Output(label, 0, estimator.predict)]
         if hasattr(estimator, "predict_proba"):
             found.append(
-                _Output(
-                    SourceTensor("probabilities", "float32", (None, len(classes))), 1, estimator.predict_proba
-                )
+                _Output(SourceTensor("probabilities", "float32", (None, len(classes))), 1, estimator.predict_proba)
             )
         return found
     if is_regressor(estimator):

@@ -73,6 +73,9 @@ class Source(Protocol):
     def to_onnx(self, signature: Signature) -> Any:  # noqa: ANN401 ONNX publishes no types
         """The model as an `onnx.ModelProto` with this signature. Raises `UnsupportedModelError`."""
 
+    def close(self) -> None:
+        """Ends what the source has running. It is asked nothing more."""
+
     def own_rows(self) -> Mapping[str, Tensors]:
         """Rows that this kind of model may be converted wrongly on, by what they are called; often none."""
 

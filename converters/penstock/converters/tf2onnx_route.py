@@ -125,6 +125,8 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
 _UNWANTED = {"einsum_optimizer", "merge_duplication"}
 """The one writes ten nodes for what `fusion` makes one of. The other keeps just any of several equal nodes, which ONNX
 Runtime merges itself as it loads."""
+
+
 def _declare_operators(model: onnx.ModelProto) -> None:
     """The versions of the operator sets that the nodes are taken from. Texts need a later one of ONNX."""
     nodes = list(nodes_of(model.graph))
