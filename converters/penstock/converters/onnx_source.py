@@ -31,16 +31,18 @@ class OnnxSource:
         signature = read_signature(model)
         self.inputs = tuple(_source_tensor(spec) for spec in signature.inputs)
         self.outputs = tuple(_source_tensor(spec) for spec in signature.outputs)
-        self._open = ExitStack()
-        folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="penstock-source-"))
-        path = Path(folder) / "model.onnx"
-        write(path, model)
-        self._runtime = self._open.enter_context(Runtime(path, is_optimized=False))
-        try:
-            self._runtime.load()
-        except (RuntimeRefusalError, RuntimeDeathError) as error:
-            self.close()
-            raise UnsupportedModelError(f"ONNX Runtime {onnxruntime.__version__} cannot load it: {error}.") from error
+        with ExitStack() as opening:
+            folder = opening.enter_context(tempfile.TemporaryDirectory(prefix="penstock-source-"))
+            path = Path(folder) / "model.onnx"
+            write(path, model)
+            self._runtime = opening.enter_context(Runtime(path, is_optimized=False))
+            try:
+                self._runtime.load()
+            except (RuntimeRefusalError, RuntimeDeathError) as error:
+                raise UnsupportedModelError(
+                    f"ONNX Runtime {onnxruntime.__version__} cannot load it: {error}."
+                ) from error
+            self._open = opening.pop_all()
 
     def close(self) -> None:
         self._open.close()

@@ -59,7 +59,7 @@ def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
 def _with_slack(source: Source, batch: Batch) -> Batch:
     """Rounding is enlarged by such rows as by the model itself, and no conversion can keep the order of all sums."""
     random = np.random.default_rng(0)
-    slack = {name: np.zeros(array.shape) for name, array in batch.answers.items() if array.dtype != object}
+    slack = {name: _rounding(batch, array) for name, array in batch.answers.items() if array.dtype != object}
     unasked = dict(batch.unasked)
     for _ in range(_WIGGLES):
         rows = {
@@ -76,6 +76,18 @@ def _with_slack(source: Source, batch: Batch) -> Batch:
             slack[name] = np.maximum(known, np.nan_to_num(_SLACK_FACTOR * moved, nan=0.0))
             unasked[name] = unasked[name] | ~_is_number(answers[name])
     return Batch(batch.rows, batch.size, batch.inputs, batch.answers, slack, unasked)
+
+
+def _rounding(batch: Batch, answer: NDArray[Any]) -> NDArray[np.float64]:
+    """What is lost where an answer is the difference of numbers as large as those of its row."""
+    numbers = [
+        array.reshape(len(array), -1) for array in batch.inputs.values() if array.ndim and array.dtype.kind == "f"
+    ]
+    if answer.ndim == 0 or any(len(array) != len(answer) for array in numbers):
+        return np.zeros(answer.shape)
+    largest = np.max([np.abs(array).max(axis=1, initial=0) for array in numbers], axis=0)
+    lost = _SLACK_FACTOR * float(np.finfo(np.float32).eps) * largest.astype(np.float64)
+    return np.broadcast_to(lost.reshape(-1, *[1] * (answer.ndim - 1)), answer.shape).copy()
 
 
 def _extreme(source: Source, base: Tensors) -> Tensors | None:

@@ -90,5 +90,5 @@ def test_a_graph_that_does_not_come_to_an_end_is_ended(tmp_path: Path, monkeypat
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
-    with Runtime(path) as runtime, pytest.raises(RuntimeRefusalError, match="model.onnx"):
+    with Runtime(path) as runtime, pytest.raises(RuntimeRefusalError, match=r"model\.onnx"):
         runtime.load()
