@@ -11,13 +11,15 @@ from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor
 
 # Far outside of what models are trained on, and yet no sum of many squares overflows.
 _LARGE = {"float16": 64.0, "float32": 1e4, "float64": 1e4}
-# Under the smallest normal number of float32.
-_TINY = {"float16": 1e-7, "float32": 1e-39, "float64": 1e-39}
+# Almost nothing, but normal numbers: TensorFlow takes smaller ones of float32 for zero.
+_TINY = {"float16": 1e-4, "float32": 1e-37, "float64": 1e-37}
 
 _WIGGLE = 2.0**-20
 """Extreme rows are also asked a few roundings of float32 beside themselves: what their answers change by is slack."""
 _WIGGLES = 2
 _SLACK_FACTOR = 8.0
+_ROUNDING = 2.0**-16
+"""What may be lost of the largest number of a row: about what the tolerance of float32 is to numbers of one."""
 
 _UNKNOWN_TEXTS = ("", " ", "zyzzyva", "Straße", "日本語", "☂ unseen, UNSEEN!", "a" * 300)
 
@@ -86,7 +88,7 @@ def _rounding(batch: Batch, answer: NDArray[Any]) -> NDArray[np.float64]:
     if answer.ndim == 0 or any(len(array) != len(answer) for array in numbers):
         return np.zeros(answer.shape)
     largest = np.max([np.abs(array).max(axis=1, initial=0) for array in numbers], axis=0)
-    lost = _SLACK_FACTOR * float(np.finfo(np.float32).eps) * largest.astype(np.float64)
+    lost = _ROUNDING * largest.astype(np.float64)
     return np.broadcast_to(lost.reshape(-1, *[1] * (answer.ndim - 1)), answer.shape).copy()
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tf2onnx import utils
 from tf2onnx.handler import tf_op
 from tf2onnx.onnx_opset.logical import Equal
-from tf2onnx.onnx_opset.nn import ConvOp, ConvTranspose, Resize
+from tf2onnx.onnx_opset.nn import ConvOp, ConvTranspose, MatrixBandPart, Resize
 
 from penstock.converters.gate import RUNTIME_DOMAIN
 
@@ -138,6 +138,40 @@ def _floor_remainder(new: Replacement, _: Nodes) -> None:
         new.becomes(new("Sub", x, new("Mul", new("Floor", new("Div", x, y)), y)))
 
 
+# ONNX Runtime has Where of these.
+_CHOSEN = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.STRING}
+
+
+@_translates("SelectV2")
+def _choice(new: Replacement, node: Nodes) -> None:
+    """The chosen value alone: tf2onnx's sum of products would be NaN where the other one is."""
+    condition, *values = new.inputs
+    datatype = node.graph.get_dtype(node.output[0])
+    if datatype not in _CHOSEN:
+        wider = TensorProto.FLOAT if new.datatype(values[0]).kind == "f" else TensorProto.INT64
+        values = [new("Cast", value, to=wider) for value in values]
+    chosen = new("Where", condition, *values)
+    new.becomes(chosen if datatype in _CHOSEN else new("Cast", chosen, to=datatype))
+
+
+def _band(graph: Nodes, node: Nodes, **options: object) -> None:
+    """The diagonals of a matrix from `lower` below to `upper` above, all of them if negative; zero beside them."""
+    if graph.get_dtype(node.input[0]) not in {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64}:
+        MatrixBandPart.version_11(graph, node, **options)  # it multiplies with zero, which is NaN of NaN
+        return
+    new = Replacement(graph, node)
+    tensor, *bounds = new.inputs
+    lower, upper = (int(graph.get_tensor_value(bound)) for bound in bounds)
+    if upper >= 0:
+        tensor = new("Trilu", tensor, new.constant(upper, np.int64), upper=0)
+    if lower >= 0:
+        tensor = new("Trilu", tensor, new.constant(-lower, np.int64), upper=1)
+    new.becomes(tensor)
+
+
+tf_op.register_handler(_band, _OPSET, ["MatrixBandPart"], "", {})
+
+
 @_translates("Bitcast")
 def _bits(new: Replacement, node: Nodes) -> None:
     """The sign bit alone, which is what Keras asks for: of zero, too, by the sign of its reciprocal."""
@@ -161,8 +195,8 @@ def _bincount(new: Replacement, node: Nodes) -> None:
     # ONNX Runtime has OneHot of few datatypes.
     hits = new("OneHot", numbers, size, new.constant([0, 1], np.float32), axis=-1)
     if 0 not in (node.graph.get_shape(weights) or []):
-        weights = new("Cast", weights, to=TensorProto.FLOAT)
-        hits = new("Mul", hits, new("Unsqueeze", weights, new.constant([-1], np.int64)))
+        weights = new("Unsqueeze", new("Cast", weights, to=TensorProto.FLOAT), new.constant([-1], np.int64))
+        hits = new("Where", new("Cast", hits, to=TensorProto.BOOL), weights, new.constant(0, np.float32))
     is_binary = node.get_attr_value("binary_output", default=False)
     counts = new("ReduceMax" if is_binary else "ReduceSum", hits, new.constant([-2], np.int64), keepdims=0)
     new.becomes(new("Cast", counts, to=node.graph.get_dtype(node.output[0])))

@@ -119,3 +119,17 @@ def test_rows_that_end_the_process_of_onnx_runtime_do_not_end_ours() -> None:
     assert [(kind.rows, kind.reason) for kind in report.skipped] == [
         ("empty", "ONNX Runtime cannot run them: its process ended by SIGABRT")
     ]
+
+
+def test_nan_is_left_out_only_where_onnx_leaves_it_open() -> None:
+    asked = Examination(SIGNATURE, (*ASKED.batches, Batch("nan", 2, {"x": ROWS * np.nan}, {"y": ROWS})), ())
+    with pytest.raises(GateError, match="2 nan rows"):
+        verify(adder(), asked, None, "by hand")
+    (kind,) = verify(adder(operator="Max", constant=-9.0), _largest(asked), None, "by hand").skipped
+    assert (kind.rows, kind.reason) == ("nan", "ONNX leaves open what Max makes of NaN: 'y' differs in row 0")
+
+
+def _largest(asked: Examination) -> Examination:
+    """The rows are above the constant: their maximum with it are they themselves."""
+    random, nan = asked.batches
+    return Examination(asked.signature, (Batch("random", 2, random.inputs, {"y": ROWS}), nan), ())

@@ -110,9 +110,19 @@ def encoder(steps: int | None) -> Model:
     return keras.Model(rows, layers.LayerNormalization()(attended + layers.Dense(8)(hidden)))
 
 
+def exact_gelu(steps: int | None) -> Model:
+    return keras.Sequential([keras.Input((steps, 6)), layers.Dense(5, activation="gelu")])
+
+
+def approximate_gelu(steps: int | None) -> Model:
+    return keras.Sequential([keras.Input((steps, 6)), layers.Activation(lambda x: keras.activations.gelu(x, True))])
+
+
 # What must stand in the graph (of ours in all), and what must be gone.
 CASES: list[tuple[Callable[[int | None], Model], dict[str, int], set[str]]] = [
     (dense_on_three_axes, {"MatMul": 2, "Add": 2, "Relu": 1}, {"Reshape", "Shape", "Concat"}),
+    (exact_gelu, {"MatMul": 1, "Add": 1, "Gelu": 1}, {"Erf", "Mul"}),
+    (approximate_gelu, {"FastGelu": 1}, {"Pow", "Tanh", "Mul"}),
     (einsum_dense, {"MatMul": 2, "Add": 2}, {"Einsum", "Reshape"}),
     (layer_normalization, {"LayerNormalization": 4}, {"ReduceMean", "Reciprocal", "Sub", "Mul", "Add"}),
     (rms_normalization, {"Div": 1, "Mul": 1, "ReduceMean": 1}, {"Reciprocal"}),

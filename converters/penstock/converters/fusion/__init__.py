@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import onnx
 
+from penstock.converters.fusion.activations import fuse_gelu
 from penstock.converters.fusion.attention import fuse_attention
 from penstock.converters.fusion.graph import Graph
 from penstock.converters.fusion.normalization import fuse_layer_normalization, fuse_rms_normalization
@@ -15,6 +16,7 @@ from penstock.converters.fusion.products import fuse_bias, fuse_einsum, fuse_res
 PASSES: tuple[Callable[[Graph], None], ...] = (
     fuse_layer_normalization,
     fuse_rms_normalization,
+    fuse_gelu,
     fuse_tensordot,
     fuse_einsum,
     fuse_sizes,
@@ -28,7 +30,7 @@ PASSES: tuple[Callable[[Graph], None], ...] = (
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     """A faster graph with the same inputs, outputs and answers; the given one stays as it is.
 
-    What ONNX Runtime does itself as it loads a graph is left to it. Attention becomes an operator of ONNX Runtime
+    What ONNX Runtime does itself as it loads a graph is left to it. Attention and GELU become operators of ONNX Runtime
     (`com.microsoft`); everything else is of the ONNX version of the model. Optimizing twice changes nothing more.
     """
     for fuse in PASSES:
