@@ -118,11 +118,25 @@ def approximate_gelu(steps: int | None) -> Model:
     return keras.Sequential([keras.Input((steps, 6)), layers.Activation(lambda x: keras.activations.gelu(x, True))])
 
 
+def squeeze_and_excite(pixels: int | None) -> Model:
+    """As in EfficientNet: the mean of an image weighs its channels."""
+    images = keras.Input((pixels, pixels, 3))
+    rows = layers.BatchNormalization()(layers.Conv2D(4, 3)(images))
+    weights = layers.Reshape((1, 1, 4))(layers.GlobalAveragePooling2D()(rows))
+    weighed = layers.multiply([rows, layers.Conv2D(4, 1, activation="sigmoid")(weights)])
+    return keras.Model(images, [layers.GlobalAveragePooling2D(keepdims=True)(weighed), layers.Conv2D(2, 3)(weighed)])
+
+
 # What must stand in the graph (of ours in all), and what must be gone.
 CASES: list[tuple[Callable[[int | None], Model], dict[str, int], set[str]]] = [
     (dense_on_three_axes, {"MatMul": 2, "Add": 2, "Relu": 1}, {"Reshape", "Shape", "Concat"}),
     (exact_gelu, {"MatMul": 1, "Add": 1, "Gelu": 1}, {"Erf", "Mul"}),
     (approximate_gelu, {"FastGelu": 1}, {"Pow", "Tanh", "Mul"}),
+    (
+        squeeze_and_excite,
+        {"Conv": 3, "GlobalAveragePool": 2, "Mul": 1},
+        {"ReduceMean", "Reshape", "Add"},
+    ),
     (einsum_dense, {"MatMul": 2, "Add": 2}, {"Einsum", "Reshape"}),
     (layer_normalization, {"LayerNormalization": 4}, {"ReduceMean", "Reciprocal", "Sub", "Mul", "Add"}),
     (rms_normalization, {"Div": 1, "Mul": 1, "ReduceMean": 1}, {"Reciprocal"}),

@@ -9,14 +9,18 @@ import onnx
 
 from penstock.converters.fusion.activations import fuse_gelu
 from penstock.converters.fusion.attention import fuse_attention
+from penstock.converters.fusion.convolutions import fuse_scaled_convolution
 from penstock.converters.fusion.graph import Graph
 from penstock.converters.fusion.normalization import fuse_layer_normalization, fuse_rms_normalization
+from penstock.converters.fusion.pooling import fuse_mean_pooling
 from penstock.converters.fusion.products import fuse_bias, fuse_einsum, fuse_reshapes, fuse_sizes, fuse_tensordot
 
 PASSES: tuple[Callable[[Graph], None], ...] = (
     fuse_layer_normalization,
     fuse_rms_normalization,
     fuse_gelu,
+    fuse_mean_pooling,
+    fuse_scaled_convolution,
     fuse_tensordot,
     fuse_einsum,
     fuse_sizes,

@@ -99,6 +99,11 @@ class Graph:
         self._link(node)
         return output
 
+    def copy(self, node: onnx.NodeProto, inputs: Sequence[str], output: str) -> None:
+        """Adds a node like another one, with its attributes, that takes the place of what makes the tensor `output`."""
+        attributes = {found.name: helper.get_attribute_value(found) for found in node.attribute}
+        self.add(node.op_type, inputs, node.name, output, node.domain, **attributes)
+
     def add_constant(self, value: Any, name: str, dtype: Any = None) -> str:  # noqa: ANN401 whatever NumPy makes an array of
         array = np.asarray(value, dtype)
         name = self._free(name)
