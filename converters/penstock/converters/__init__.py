@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from penstock.converters.conversion import Conversion, convert, verify
     from penstock.converters.fusion import optimize
     from penstock.converters.inspection import Inspection, Provider, inspect
+    from penstock.converters.limits import Limits
     from penstock.converters.parity import DatatypeTolerance, ParityCase, ParityReport, SkippedRows, Tolerance
     from penstock.converters.signature import Signature, TensorSpec, read_signature
 
@@ -28,6 +29,7 @@ __all__ = [
     "GateError",
     "Inspection",
     "InvalidSamplesError",
+    "Limits",
     "ParityCase",
     "ParityReport",
     "Provider",
@@ -52,6 +54,7 @@ _HOMES = {
     "Provider": "inspection",
     "inspect": "inspection",
     "optimize": "fusion",
+    "Limits": "limits",
     "DatatypeTolerance": "parity",
     "ParityCase": "parity",
     "ParityReport": "parity",

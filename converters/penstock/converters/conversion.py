@@ -12,6 +12,8 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from penstock.converters.errors import ConversionError
+from penstock.converters.foreign_files import convert_file, verify_file
+from penstock.converters.limits import Limits
 from penstock.converters.parity import ParityReport, Tolerance
 from penstock.converters.signature import Signature
 from penstock.converters.sources import open_source
@@ -45,6 +47,7 @@ def convert(
     tolerance: Tolerance | None = None,
     opset: int | None = None,
     on_step: Callable[[Step], None] | None = None,
+    limits: Limits | None = None,
 ) -> Conversion:
     """Converts a model to the ONNX file `path`.
 
@@ -60,22 +63,44 @@ def convert(
     converter's own. An existing file is replaced at once. `on_step` hears of each step as it begins. Logging and
     TensorFlow's graphs are global: one conversion at a time in a process.
 
+    A file is converted in a process of its own that may use what `limits` say, by default `Limits()`, and cannot reach
+    the network where the system can prevent it. A live model has no limits.
+
     Raises `UnsupportedModelError` if ONNX or the converter cannot say what the model does, `GateError` if the graph
-    is not the model, `UnsafeFileError` if the file breaks a rule for untrusted files, `InvalidSamplesError`
-    if the samples do not fit the inputs, and `ConversionError` if a file cannot be read or written.
+    is not the model, `UnsafeFileError` if the file breaks a rule for untrusted files or exceeds a limit,
+    `InvalidSamplesError` if the samples do not fit the inputs, and `ConversionError` if a file cannot be read or
+    written.
     """
-    announce = on_step or _silently
     target = Path(path)
     if not target.parent.is_dir():
         raise ConversionError(f"Cannot write {target}: its folder {target.parent} does not exist. Create it first.")
+    if isinstance(model, str | PathLike):
+        return convert_file(
+            Path(model), target, samples=samples, tolerance=tolerance, opset=opset, on_step=on_step, limits=limits
+        )
+    return convert_here(model, target, samples=samples, tolerance=tolerance, opset=opset, on_step=on_step)
+
+
+def convert_here(
+    model: Any,  # noqa: ANN401 whatever a user gives
+    path: Path,
+    *,
+    samples: Mapping[str, NDArray[Any]] | None = None,
+    tolerance: Tolerance | None = None,
+    opset: int | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Conversion:
+    """`convert` in this process, of files too."""
+    announce = on_step or _silently
     announce("load")
     _quiet_tensorflow()
-    from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
-    from penstock.converters.fusion import optimize  # noqa: PLC0415 loads ONNX
-    from penstock.converters.opset import opset_of, with_opset  # noqa: PLC0415 loads ONNX
-    from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
-
     with closing(open_source(model)) as source:
+        # Not before a file was found harmless: that takes less time than these.
+        from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
+        from penstock.converters.fusion import optimize  # noqa: PLC0415 loads ONNX
+        from penstock.converters.opset import opset_of, with_opset  # noqa: PLC0415 loads ONNX
+        from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
+
         announce("trace")
         asked = probe(source, samples)
         announce("convert")
@@ -83,9 +108,9 @@ def convert(
         announce("verify")
         parity = gate.verify(graph, asked, tolerance, source.description)
     announce("write")
-    written = write(target, graph)
+    written = write(path, graph)
     return Conversion(
-        path=target,
+        path=path,
         signature=asked.signature,
         parity=parity,
         opset=opset_of(graph),
@@ -102,11 +127,26 @@ def verify(
     *,
     samples: Mapping[str, NDArray[Any]] | None = None,
     tolerance: Tolerance | None = None,
+    limits: Limits | None = None,
 ) -> ParityReport:
     """Lets an ONNX model, live or the path of a file, through the gate that `convert` has for the model `source`.
 
-    It must have the names, datatypes and shapes that `convert` gives. Raises what `convert` raises.
+    It must have the names, datatypes and shapes that `convert` gives. A source's file is read in a process of its own,
+    as `convert` does. Raises what `convert` raises.
     """
+    if isinstance(source, str | PathLike):
+        return verify_file(model, Path(source), samples=samples, tolerance=tolerance, limits=limits)
+    return verify_here(model, source, samples=samples, tolerance=tolerance)
+
+
+def verify_here(
+    model: Any,  # noqa: ANN401 ONNX publishes no types
+    source: Any,  # noqa: ANN401 whatever a user gives
+    *,
+    samples: Mapping[str, NDArray[Any]] | None = None,
+    tolerance: Tolerance | None = None,
+) -> ParityReport:
+    """`verify` in this process, of files too."""
     _quiet_tensorflow()
     from penstock.converters import gate, onnx_file  # noqa: PLC0415 loads ONNX Runtime
     from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Timer
@@ -33,7 +34,14 @@ class RuntimeRefusalError(Exception):
 
 
 class RuntimeDeathError(Exception):
-    """ONNX Runtime ended its process, or was ended because it did not answer in time."""
+    """ONNX Runtime ended its process, or was ended because it did not answer in time.
+
+    `rule` is the limit that it exceeded, `cpu-time` or `wall-clock`, if it was one.
+    """
+
+    def __init__(self, message: str, rule: str | None) -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class Runtime:
@@ -88,6 +96,7 @@ class Runtime:
             raise RuntimeError("no process was started")
         patience = Timer(ANSWER_SECONDS, process.kill)
         patience.daemon = True
+        started = time.monotonic()
         patience.start()
         try:
             write_frame(process.stdin, head, rows)
@@ -95,7 +104,11 @@ class Runtime:
         except (EOFError, BrokenPipeError):
             code = process.wait()
             self._end()
-            raise RuntimeDeathError(_death(code)) from None
+            if time.monotonic() - started >= ANSWER_SECONDS:
+                raise RuntimeDeathError(
+                    f"{death(code)} after {ANSWER_SECONDS:g} s without an answer", "wall-clock"
+                ) from None
+            raise RuntimeDeathError(death(code), "cpu-time" if code == -signal.SIGXCPU else None) from None
         finally:
             patience.cancel()
         if "error" in said:
@@ -109,7 +122,7 @@ class Runtime:
             self._process = None
 
 
-def _death(code: int) -> str:
+def death(code: int) -> str:
     """What is known of the end of a process by its exit code."""
     try:
         return f"its process ended by {signal.Signals(-code).name}"

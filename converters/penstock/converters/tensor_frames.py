@@ -27,11 +27,12 @@ def write_frame(stream: IO[bytes], head: Head, tensors: Mapping[str, NDArray[Any
     stream.flush()
 
 
-def read_frame(stream: IO[bytes]) -> tuple[Head, dict[str, NDArray[Any]]]:
-    """Raises `EOFError` if the other side has gone."""
-    content = json.loads(_exactly(stream, int.from_bytes(_exactly(stream, 8), "big")))
+def read_frame(stream: IO[bytes], *, max_bytes: int = 2**63 - 1) -> tuple[Head, dict[str, NDArray[Any]]]:
+    """Raises `EOFError` if the other side has gone, or if its frame has a part above `max_bytes`."""
+    content = json.loads(_exactly(stream, int.from_bytes(_exactly(stream, 8), "big"), max_bytes))
     tensors = {
-        name: _array(_exactly(stream, length), dtype, shape) for name, dtype, shape, length in content["tensors"]
+        name: _array(_exactly(stream, length, max_bytes), dtype, shape)
+        for name, dtype, shape, length in content["tensors"]
     }
     return content["head"], tensors
 
@@ -51,7 +52,9 @@ def _array(body: bytearray, dtype: str, shape: list[int]) -> NDArray[Any]:
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-def _exactly(stream: IO[bytes], length: int) -> bytearray:
+def _exactly(stream: IO[bytes], length: int, max_bytes: int = 8) -> bytearray:
+    if length > max_bytes:
+        raise EOFError
     content = bytearray(length)
     view, done = memoryview(content), 0
     while done < length:

@@ -3,6 +3,9 @@
 import hashlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """A graph above this has its weights in another file: one protobuf message ends at 2 GiB, and readers copy it."""
 _EXTERNAL_TENSOR_BYTES = 1024
 """Smaller weights stay in the graph, where shape inference reads them."""
+_COPIED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,49 @@ class Written:
 
 def write(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX publishes no types
     """Writes the model to `target`, all or nothing: a crash leaves the old model, or none. Raises `ConversionError`."""
-    try:
+    with _telling(target):
         if model.ByteSize() <= EXTERNAL_ABOVE_BYTES:
             return _write_graph(target, model, None)
         return _write_with_data(target, model)
+
+
+def place(target: Path, graph: Path, data: Path | None) -> None:
+    """Copies what `write` has written elsewhere to `target`, all or nothing. Raises `ConversionError`."""
+    with _telling(target):
+        if data is None:
+            _copy(graph, target)
+            return
+        beside = target.with_name(data.name)
+        is_new = not beside.exists()
+        _copy(data, beside)
+        try:
+            _copy(graph, target)
+        except BaseException:
+            if is_new:
+                beside.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _telling(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConversionError(
             f"Cannot write {target}: {error.strerror}. The folder must be writable and have room."
         ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = _temporary(target)
+    try:
+        with source.open("rb") as read, temporary.open("xb") as file:
+            shutil.copyfileobj(read, file, _COPIED_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_with_data(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX publishes no types

@@ -191,7 +191,7 @@ def test_large_weights_get_a_file_of_their_own(tmp_path: Path, monkeypatch: pyte
     x = np.ones((2, 4), np.float32)
     (answer,) = onnxruntime.InferenceSession(conversion.path).run(None, {"x": x})
     np.testing.assert_allclose(answer, x @ onnx.numpy_helper.to_array(large().graph.initializer[2]), rtol=1e-5)
-    again = convert(conversion.path, tmp_path / "again.onnx")
+    again = convert(onnx.load(conversion.path), tmp_path / "again.onnx")
     assert again.data is not None
     assert again.data.read_bytes() == conversion.data.read_bytes()
 
