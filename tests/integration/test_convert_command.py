@@ -31,6 +31,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def graph(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as ONNX, which converts without seconds of TensorFlow."""
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    result = run(model, path)
+    assert result.exit_code == 0, result.output
+    return path
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(convert, [str(argument) for argument in arguments])
 
@@ -44,10 +53,10 @@ def test_tables(model: Path, tmp_path: Path) -> None:
     assert read_signature(tmp_path / "out.onnx").inputs[0].name == "features"
 
 
-def test_json_with_samples(model: Path, tmp_path: Path) -> None:
+def test_json_with_samples(graph: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", features=np.ones((5, 8), np.float32))
     target = tmp_path / "out.onnx"
-    result = run(model, target, "--json", "--samples", tmp_path / "rows.npz", "--atol", "1e-3")
+    result = run(graph, target, "--json", "--samples", tmp_path / "rows.npz", "--atol", "1e-3")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["path"] == str(target)
@@ -65,13 +74,13 @@ def test_json_with_samples(model: Path, tmp_path: Path) -> None:
         (None, "Cannot read the samples"),
     ],
 )
-def test_bad_samples(samples: dict[str, object] | None, message: str, model: Path, tmp_path: Path) -> None:
+def test_bad_samples(samples: dict[str, object] | None, message: str, graph: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.npz"
     if samples is None:
         rows.write_bytes(b"no archive")
     else:
         np.savez(rows, **samples)
-    result = run(model, tmp_path / "out.onnx", "--samples", rows)
+    result = run(graph, tmp_path / "out.onnx", "--samples", rows)
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "out.onnx").exists()
@@ -93,16 +102,24 @@ def test_not_a_model(tmp_path: Path) -> None:
     assert "is not a .keras archive" in result.stderr
 
 
-def test_onnx_with_report_and_opset(model: Path, tmp_path: Path) -> None:
-    assert run(model, "-o", tmp_path / "first.onnx").exit_code == 0
-    result = run(
-        tmp_path / "first.onnx", "-o", tmp_path / "second.onnx", "--opset", "20", "--report", tmp_path / "report.json"
-    )
+def test_onnx_with_report_and_opset(graph: Path, tmp_path: Path) -> None:
+    result = run(graph, "-o", tmp_path / "out.onnx", "--opset", "20", "--report", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
     assert "opset 20" in result.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["tolerances"] == [{"datatype": "FP32", "absolute": 1e-5, "relative": 1e-4}]
     assert {"rows": "nan", "reason": "the source answers with no number"} in report["skipped"]
+
+
+def test_limits(graph: Path, tmp_path: Path) -> None:
+    result = run(graph, "-o", tmp_path / "out.onnx", "--max-seconds", "0.1")
+    assert result.exit_code == 1
+    assert "needs more than a file may: 0.1 s in all" in " ".join(result.stderr.split())
+    assert "rule: wall-clock" in result.stderr
+    result = run(graph, "-o", tmp_path / "out.onnx", "--max-memory", "0.05")
+    assert result.exit_code == 1
+    assert "rule: memory" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_target_that_is_not_the_source(model: Path, tmp_path: Path) -> None:
@@ -111,27 +128,26 @@ def test_one_target_that_is_not_the_source(model: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_inspect(model: Path, tmp_path: Path) -> None:
-    run(model, tmp_path / "out.onnx")
-    tables = CliRunner().invoke(inspect, [str(tmp_path / "out.onnx")])
+def test_inspect(graph: Path) -> None:
+    tables = CliRunner().invoke(inspect, [str(graph)])
     assert tables.exit_code == 0, tables.output
     for part in ("features", "[batch, 8]", "MatMul", "ai.onnx 18", "CPUExecutionProvider", "can run it"):
         assert part in tables.stdout
-    found = json.loads(CliRunner().invoke(inspect, [str(tmp_path / "out.onnx"), "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(inspect, [str(graph), "--json"]).stdout)
     assert found["parameter_count"] == 24  # a bias of zeros is optimized away
     assert found["operators"]["MatMul"] == 1
 
 
-def test_parquet_samples(model: Path, tmp_path: Path) -> None:
+def test_parquet_samples(graph: Path, tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     rows = np.random.default_rng(1).standard_normal((5, 8)).tolist()
     parquet.write_table(pa.table({"features": rows}), tmp_path / "rows.parquet")
-    result = run(model, tmp_path / "out.onnx", "--json", "--samples", tmp_path / "rows.parquet", "--tolerance", "1e-3")
+    result = run(graph, tmp_path / "out.onnx", "--json", "--samples", tmp_path / "rows.parquet", "--tolerance", "1e-3")
     assert result.exit_code == 0, result.output
     parity = json.loads(result.stdout)["parity"]
     assert ("sample", 5) in [(case["rows"], case["batch_size"]) for case in parity["cases"]]
     assert parity["tolerances"] == [{"datatype": "FP32", "absolute": 1e-3, "relative": 1e-3}]
     (tmp_path / "rows.parquet").write_bytes(b"no table")
-    assert "Cannot read the samples" in run(model, tmp_path / "b.onnx", "--samples", tmp_path / "rows.parquet").stderr
+    assert "Cannot read the samples" in run(graph, tmp_path / "b.onnx", "--samples", tmp_path / "rows.parquet").stderr

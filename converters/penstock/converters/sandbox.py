@@ -151,13 +151,13 @@ def _ended(file: Path, code: int, log: IO[bytes], limits: Limits, *, is_late: bo
 
 def _exceeded(file: Path, rule: str, limits: Limits) -> UnsafeFileError:
     uses = {
-        "memory": f"{limits.memory_bytes / 2**30:.1f} GiB of memory (memory_bytes)",
-        "cpu-time": f"{limits.cpu_seconds} s of processor time (cpu_seconds)",
-        "file-size": f"{limits.file_bytes / 2**30:.1f} GiB in one file (file_bytes)",
-        "wall-clock": f"{limits.wall_seconds:g} s in all (wall_seconds), or {ANSWER_SECONDS:g} s for one answer",
+        "memory": f"{limits.memory_bytes / 2**30:.1f} GiB of memory",
+        "cpu-time": f"{limits.cpu_seconds} s of processor time",
+        "file-size": f"{limits.file_bytes / 2**30:.1f} GiB in one file",
+        "wall-clock": f"{limits.wall_seconds:g} s in all, or {ANSWER_SECONDS:g} s for one answer",
     }
     return UnsafeFileError(
         rule,
-        f"{file} needs more than a file may: {uses[rule]}. Nothing was written. If you trust it, give larger limits "
-        "(penstock.converters.Limits).",
+        f"{file} needs more than a file may: {uses[rule]}. Nothing was written. If you trust it, give larger limits: "
+        "`Limits` in Python, --max-memory and --max-seconds of `penstock convert`.",
     )

@@ -17,7 +17,7 @@ from penstock.converters.limits import Limits, confine
 # How libraries say that there is no memory, in their errors or as they end the process.
 OUT_OF_MEMORY = re.compile(
     rb"bad_alloc|bad allocation|MemoryError|OOM when allocating|[Ff]ailed to allocate memory|[Cc]annot allocate memory"
-    rb"|pthread_create"
+    rb"|[Mm]emory allocation|pthread_create|out of memory|Out of memory"
 )
 
 # By module, because what one needs takes others seconds to load.

@@ -14,7 +14,7 @@ from penstock.cli.output import visible
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from penstock.converters import Conversion, Tolerance
+    from penstock.converters import Conversion, Limits, Tolerance
 
 _STEPS = {
     "load": "Loading the model",
@@ -65,6 +65,17 @@ _STEPS = {
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write the parity report to this file, as JSON.",
 )
+@click.option(
+    "--max-memory",
+    "max_memory_gib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="GiB of memory that reading SOURCE may take. [default: half of the machine's]",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long reading and converting SOURCE may take. [default: 1800]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the signature and the parity report as JSON.")
 def convert(
     *,
@@ -77,11 +88,14 @@ def convert(
     rtol: float | None,
     samples: Path | None,
     report_file: Path | None,
+    max_memory_gib: float | None,
+    max_seconds: float | None,
     as_json: bool,
 ) -> None:
     """Convert the model SOURCE (.keras or .onnx) to the ONNX file TARGET.
 
     TARGET is written only if ONNX Runtime gives the same answers as the model. An .onnx is checked and cleaned.
+    SOURCE may be a stranger's: it is read in a process with limits and without a network.
     """
     from penstock.converters import ConversionError
     from penstock.converters import convert as convert_model
@@ -95,6 +109,7 @@ def convert(
                 tolerance=_tolerance(tolerance, atol, rtol),
                 opset=opset,
                 on_step=on_step,
+                limits=_limits(max_memory_gib, max_seconds),
             )
     except ConversionError as error:
         raise click.ClickException(visible(str(error))) from error
@@ -124,6 +139,21 @@ def _tolerance(both: float | None, absolute: float | None, relative: float | Non
     return Tolerance(
         default.absolute if absolute is None else absolute, default.relative if relative is None else relative
     )
+
+
+def _limits(max_memory_gib: float | None, max_seconds: float | None) -> "Limits":
+    import os
+    from dataclasses import replace
+
+    from penstock.converters import Limits
+
+    limits = Limits()
+    if max_memory_gib is not None:
+        limits = replace(limits, memory_bytes=int(max_memory_gib * 2**30))
+    if max_seconds is not None:
+        # Whoever gives the time means the clock on the wall; that of the processors must not stop before it.
+        limits = replace(limits, wall_seconds=max_seconds, cpu_seconds=int(max_seconds * (os.cpu_count() or 1)) + 1)
+    return limits
 
 
 def _read_samples(path: Path) -> Mapping[str, "NDArray[Any]"]:
