@@ -1,7 +1,7 @@
 """Files of unknown origin are read in a process of their own, with limits, no network and none of our secrets.
 
 The process is new, not forked; it gets a question and gives an answer, both JSON. It may write into a temporary folder,
-which goes with it: what it has made is put in its place here.
+which goes with it: what it has made is put in its place by `foreign_files`.
 """
 
 import json
@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from penstock.converters.codec import decode_error, encode
 from penstock.converters.errors import ConversionError, InvalidSamplesError, UnsafeFileError
-from penstock.converters.limits import Limits
+from penstock.converters.limits import OUT_OF_MEMORY, Limits
 from penstock.converters.runtime import ANSWER_SECONDS, death
-from penstock.converters.sandbox_process import OUT_OF_MEMORY
 from penstock.converters.source import as_text
 from penstock.converters.tensor_frames import read_frame, write_frame
 
@@ -50,10 +49,11 @@ def ask(
     on_step: Callable[[Any], None] | None = None,
     limits: Limits | None = None,
 ) -> Any:  # noqa: ANN401 JSON
-    """Has a task of `sandbox_process` done about `file`; the process may write into `folder`.
+    """Has a task of `sandbox_process` done about `file`.
 
-    Raises what the task raises, `UnsafeFileError` with the limit's rule if it exceeded one, and `ConversionError` if it
-    ended in another way. The process ends with this call, however that ends.
+    The process may write into `folder`, and deletes it if this process ends first. Raises what the task raises,
+    `UnsafeFileError` with the limit's rule if it exceeded one, and `ConversionError` if it ended in another way. The
+    process ends with this call, however that ends.
     """
     limits = limits or Limits()
     head = {
@@ -61,6 +61,7 @@ def ask(
         "arguments": encode(arguments),
         "has_samples": samples is not None,
         "has_steps": on_step is not None,
+        "folder": str(folder),
     }
     rows = {name: _carried(name, np.asarray(array)) for name, array in (samples or {}).items()}
     started = time.monotonic()
@@ -83,6 +84,8 @@ def ask(
 
 def _started(limits: Limits, folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    if search := environment.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, search.split(os.pathsep)))
     return subprocess.Popen(  # noqa: S603 our own module and numbers
         # The limits are an argument because they hold before the first frame is read.
         [sys.executable, "-P", "-m", "penstock.converters.sandbox_process", json.dumps(encode(limits))],

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-import re
+import shutil
 import signal
 import sys
 import traceback
@@ -12,13 +12,7 @@ from importlib import import_module
 from threading import Thread
 from typing import Any, get_type_hints
 
-from penstock.converters.limits import Limits, confine
-
-# How libraries say that there is no memory, in their errors or as they end the process.
-OUT_OF_MEMORY = re.compile(
-    rb"bad_alloc|bad allocation|MemoryError|OOM when allocating|[Ff]ailed to allocate memory|[Cc]annot allocate memory"
-    rb"|[Mm]emory allocation|pthread_create|out of memory|Out of memory"
-)
+from penstock.converters.limits import OUT_OF_MEMORY, Limits, confine
 
 # By module, because what one needs takes others seconds to load.
 _TASKS = {
@@ -38,7 +32,7 @@ def main() -> None:
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request, samples = read_frame(sys.stdin.buffer)
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=_end_with_parent, args=[request["folder"]], daemon=True).start()
 
     def say(head: dict[str, Any]) -> None:
         write_frame(frames, head, {})
@@ -74,9 +68,10 @@ def _task(name: str) -> Callable[..., Any]:
     return found
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: str) -> None:
     """The parent writes nothing more, so this waits for its end, and then ends this process and all of its own."""
     os.read(0, 1)
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -131,9 +131,12 @@ def test_what_the_process_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("TF_TOKEN_example_com", "secret")
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", "here")
     seen: dict[str, Any] = {}
 
     def look(step: str) -> None:
+        if step != "trace":
+            return
         process = Path(f"/proc/{child()}")
         seen["environment"] = dict(
             line.split("=", 1) for line in (process / "environ").read_text().split("\0") if "=" in line
@@ -143,11 +146,14 @@ def test_what_the_process_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         seen["limits"] = {
             line[:26].strip(): line[26:].split()[0] for line in (process / "limits").read_text().splitlines()
         }
+        raise KeyboardInterrupt
 
-    convert(graph(DOUBLED, folder), folder / "out.onnx", limits=Limits(memory_bytes=2**31), on_step=look)
+    with pytest.raises(KeyboardInterrupt):  # an endless model waits until everything was seen
+        convert(endless(folder), folder / "out.onnx", limits=Limits(memory_bytes=2**31), on_step=look)
     environment = seen["environment"]
     assert environment["PATH"] == os.environ["PATH"]
     assert environment["TF_NUM_INTRAOP_THREADS"] == "1"
+    assert environment["PYTHONPATH"] == str(Path.cwd() / "here")
     assert "secret" not in environment.values()
     assert environment["HOME"] == environment["TMPDIR"] == str(seen["folder"]) != os.environ["HOME"]
     assert seen["limits"]["Max data size"] == str(2**31)
@@ -160,8 +166,13 @@ def test_what_the_process_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_process_that_is_ended_by_something_else(folder: Path) -> None:
     path = endless(folder)
+
+    def end(step: str) -> None:
+        if step == "trace":
+            os.kill(child(), signal.SIGTERM)
+
     with pytest.raises(ConversionError, match=f"Reading {path} ended the process that did it: .*SIGTERM"):
-        convert(path, folder / "out.onnx", on_step=lambda _: os.kill(child(), signal.SIGTERM))
+        convert(path, folder / "out.onnx", on_step=end)
     assert list(folder.iterdir()) == [path]
 
 
@@ -197,6 +208,7 @@ convert({str(endless(folder))!r}, {str(folder / "out.onnx")!r}, on_step=told)
         assert processes_of_session(session)
         parent.kill()
     assert wait_for_end_of_session(session)
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
 
 
 def processes_of_session(session: int) -> list[int]:
