@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from penstock.converters.inspection import Inspection, Provider, inspect
     from penstock.converters.limits import Limits
     from penstock.converters.parity import DatatypeTolerance, ParityCase, ParityReport, SkippedRows, Tolerance
+    from penstock.converters.quantization import quantize
     from penstock.converters.signature import Signature, TensorSpec, read_signature
+    from penstock.converters.variants import AccuracyBound, Variant, VariantError, VariantMeasurement, VariantReport
 
 __all__ = [
+    "AccuracyBound",
     "Conversion",
     "ConversionError",
     "DatatypeTolerance",
@@ -39,9 +42,14 @@ __all__ = [
     "Tolerance",
     "UnsafeFileError",
     "UnsupportedModelError",
+    "Variant",
+    "VariantError",
+    "VariantMeasurement",
+    "VariantReport",
     "convert",
     "inspect",
     "optimize",
+    "quantize",
     "read_signature",
     "verify",
 ]
@@ -60,9 +68,15 @@ _HOMES = {
     "ParityReport": "parity",
     "SkippedRows": "parity",
     "Tolerance": "parity",
+    "quantize": "quantization",
     "Signature": "signature",
     "TensorSpec": "signature",
     "read_signature": "signature",
+    "AccuracyBound": "variants",
+    "Variant": "variants",
+    "VariantError": "variants",
+    "VariantMeasurement": "variants",
+    "VariantReport": "variants",
 }
 
 

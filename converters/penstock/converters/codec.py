@@ -1,11 +1,11 @@
 """Our own dataclasses and errors as JSON and back, to cross from one process to another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from penstock.converters import errors
 from penstock.converters.errors import ConversionError
@@ -68,9 +68,18 @@ def _dict(kinds: tuple[Any, ...], value: dict[str, Any]) -> dict[str, Any]:
     return {key: decode(kinds[1], item) for key, item in value.items()}
 
 
+def _literal(known: tuple[Any, ...], value: Any) -> Any:  # noqa: ANN401 the values of a type, and JSON
+    if value not in known:
+        raise TypeError(f"expected one of {known}, got {value!r}")
+    return value
+
+
 _BY_ORIGIN: dict[Any, Callable[[tuple[Any, ...], Any], Any]] = {
     Union: _one_of,
     UnionType: _one_of,
     tuple: _tuple,
     dict: _dict,
+    Mapping: _dict,
+    Sequence: lambda kinds, value: tuple(decode(kinds[0], item) for item in value),
+    Literal: _literal,
 }

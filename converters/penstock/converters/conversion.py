@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,13 @@ from penstock.converters.errors import ConversionError
 from penstock.converters.foreign_files import convert_file, verify_file
 from penstock.converters.limits import Limits
 from penstock.converters.parity import ParityReport, Tolerance
+from penstock.converters.probe import Examination, probe
 from penstock.converters.signature import Signature
 from penstock.converters.sources import open_source
+from penstock.converters.variants import FORMS, AccuracyBound, Form, VariantReport, fastest
 from penstock.converters.writing import write
 
-Step = Literal["load", "trace", "convert", "verify", "write"]
+Step = Literal["load", "trace", "convert", "verify", "variants", "write"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Conversion:
     """A file that passed the gate. `sha256` is in lower-case hexadecimal.
 
     `data` is the file beside it that holds the weights of a model above 1.5 GB, else None; `size_bytes` counts both.
+    `variant_files` are the kept variants that were asked for by name and are not the file itself.
     """
 
     path: Path
@@ -37,6 +41,7 @@ class Conversion:
     size_bytes: int
     sha256: str
     data: Path | None
+    variant_files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def convert(
@@ -46,6 +51,9 @@ def convert(
     samples: Mapping[str, NDArray[Any]] | None = None,
     tolerance: Tolerance | None = None,
     opset: int | None = None,
+    variants: Sequence[Form] = (),
+    auto: bool = False,
+    bound: AccuracyBound | None = None,
     on_step: Callable[[Step], None] | None = None,
     limits: Limits | None = None,
 ) -> Conversion:
@@ -60,8 +68,15 @@ def convert(
     names, order, datatypes and shapes, and answering like the model on 1, 2, 7 and 32 seeded random rows, on rows that
     are hard for it (`penstock.converters.rows`) and on `samples`, which hold an array of rows for each input by name.
     Without a `tolerance` each datatype has its own. `opset` is the version of ONNX's operators, by default the
-    converter's own. An existing file is replaced at once. `on_step` hears of each step as it begins. Logging and
-    TensorFlow's graphs are global: one conversion at a time in a process.
+    converter's own. An existing file is replaced at once.
+
+    `variants` are forms of the graph to try besides (see `quantize`): measured on this machine, on the samples or else
+    the random rows, and in the report with the reason for each that was dropped; the kept ones are written beside
+    `path`, `model.int8.onnx`. `auto` makes the fastest kept one the file, or leaves it fp32 if none is faster; without
+    `variants` all are tried and one file is written. `bound` says what is too inaccurate.
+
+    `on_step` hears of each step as it begins. Logging and TensorFlow's graphs are global: one conversion at a time in a
+    process.
 
     A file is converted in a process of its own that may use what `limits` say, by default `Limits()`, and cannot reach
     the network where the system can prevent it. A live model has no limits.
@@ -74,11 +89,16 @@ def convert(
     target = Path(path)
     if not target.parent.is_dir():
         raise ConversionError(f"Cannot write {target}: its folder {target.parent} does not exist. Create it first.")
+    options: dict[str, Any] = {
+        "tolerance": tolerance,
+        "opset": opset,
+        "variants": variants,
+        "auto": auto,
+        "bound": bound,
+    }
     if isinstance(model, str | PathLike):
-        return convert_file(
-            Path(model), target, samples=samples, tolerance=tolerance, opset=opset, on_step=on_step, limits=limits
-        )
-    return convert_here(model, target, samples=samples, tolerance=tolerance, opset=opset, on_step=on_step)
+        return convert_file(Path(model), target, samples=samples, on_step=on_step, limits=limits, **options)
+    return convert_here(model, target, samples=samples, on_step=on_step, **options)
 
 
 def convert_here(
@@ -88,10 +108,14 @@ def convert_here(
     samples: Mapping[str, NDArray[Any]] | None = None,
     tolerance: Tolerance | None = None,
     opset: int | None = None,
+    variants: Sequence[Form] = (),
+    auto: bool = False,
+    bound: AccuracyBound | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Conversion:
     """`convert` in this process, of files too."""
     announce = on_step or _silently
+    forms = _forms(variants, auto=auto)
     announce("load")
     _quiet_tensorflow()
     with closing(open_source(model)) as source:
@@ -99,7 +123,6 @@ def convert_here(
         from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
         from penstock.converters.fusion import optimize  # noqa: PLC0415 loads ONNX
         from penstock.converters.opset import opset_of, with_opset  # noqa: PLC0415 loads ONNX
-        from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
 
         announce("trace")
         asked = probe(source, samples)
@@ -107,6 +130,13 @@ def convert_here(
         graph = optimize(with_opset(source.to_onnx(asked.signature), opset))
         announce("verify")
         parity = gate.verify(graph, asked, tolerance, source.description)
+    files: dict[str, Path] = {}
+    if forms:
+        announce("variants")
+        graph, found, files = _varied(
+            graph, asked, forms, bound or AccuracyBound(), path, auto=auto, writes_all=bool(variants)
+        )
+        parity = replace(parity, variants=found)
     announce("write")
     written = write(path, graph)
     return Conversion(
@@ -118,6 +148,7 @@ def convert_here(
         size_bytes=written.size_bytes,
         sha256=written.sha256,
         data=written.data,
+        variant_files=files,
     )
 
 
@@ -149,11 +180,42 @@ def verify_here(
     """`verify` in this process, of files too."""
     _quiet_tensorflow()
     from penstock.converters import gate, onnx_file  # noqa: PLC0415 loads ONNX Runtime
-    from penstock.converters.probe import probe  # noqa: PLC0415 only where a model is asked
 
     graph = onnx_file.read(Path(model)) if isinstance(model, str | PathLike) else model
     with closing(open_source(source)) as opened:
         return gate.verify(graph, probe(opened, samples), tolerance, opened.description)
+
+
+def _varied(
+    graph: Any,  # noqa: ANN401 ONNX publishes no types
+    asked: Examination,
+    forms: Sequence[Form],
+    bound: AccuracyBound,
+    path: Path,
+    *,
+    auto: bool,
+    writes_all: bool,
+) -> tuple[Any, VariantReport, dict[str, Path]]:
+    """The graph to write, how each form did, and the files of kept forms that are not the graph."""
+    from penstock.converters.variant_trial import load_variant, try_variants  # noqa: PLC0415 only where asked for
+
+    files: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory(prefix="penstock-variants-") as folder:
+        found = try_variants(graph, asked, forms, bound, Path(folder))
+        if auto:
+            found = replace(found, chosen=fastest(found.variants))
+        for name in found.kept if writes_all else ():
+            if name != found.chosen:
+                files[name] = path.with_name(f"{path.stem}.{name}{path.suffix}")
+                write(files[name], load_variant(Path(folder), name))
+        return load_variant(Path(folder), found.chosen), found, files
+
+
+def _forms(asked: Sequence[Form], *, auto: bool) -> Sequence[Form]:
+    """The forms to try, each once."""
+    if unknown := [form for form in asked if form not in FORMS]:
+        raise ConversionError(f"There is no variant {unknown[0]!r}. Variants are {', '.join(FORMS)}.")
+    return tuple(dict.fromkeys(asked)) or (FORMS if auto else ())
 
 
 def _silently(_: Step) -> None:

@@ -42,8 +42,15 @@ def convert_file(
         answer = ask("convert", source, arguments, folder, samples=samples, on_step=on_step, limits=limits)
         made: Conversion = decode(Conversion, answer)
         data = result / made.data.name if made.data else None
+        for file in made.variant_files.values():
+            place(target.with_name(file.name), result / file.name, None)
         place(target, result / target.name, data)
-    return replace(made, path=target, data=target.with_name(data.name) if data else None)
+    return replace(
+        made,
+        path=target,
+        data=target.with_name(data.name) if data else None,
+        variant_files={name: target.with_name(file.name) for name, file in made.variant_files.items()},
+    )
 
 
 def verify_file(

@@ -69,9 +69,7 @@ def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | No
     with tempfile.TemporaryDirectory(prefix="penstock-gate-") as folder:
         path = Path(folder) / "model.onnx"
         write(path, model)
-        _check_graph(model, path)
-        _check_inputs(model, asked.signature)
-        _check_signature(read_signature(model), asked.signature)
+        check_form(model, asked.signature, path)
         with Runtime(path) as runtime:
             _load(runtime)
             ask = partial(_outcome, runtime, asked.signature, tolerance, _open_to_nan(model))
@@ -89,6 +87,13 @@ def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | No
         skipped=[*asked.skipped, *(outcome for outcome in found if isinstance(outcome, SkippedRows))],
         warnings=warnings,
     )
+
+
+def check_form(model: onnx.ModelProto, signature: Signature, path: Path) -> None:
+    """Raises `GateError` unless the graph, which lies in the file, is valid and has the signature."""
+    _check_graph(model, path)
+    _check_inputs(model, signature)
+    _check_signature(read_signature(model), signature)
 
 
 def _load(runtime: Runtime) -> None:

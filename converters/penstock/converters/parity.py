@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.converters.errors import GateError
+from penstock.converters.variants import VariantReport
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -88,7 +89,8 @@ class ParityReport:
     """Every comparison that was made; all lie within the tolerances.
 
     `absolute_tolerance` and `relative_tolerance` are the largest of `tolerances`. `warnings` are ONNX Runtime's about
-    the graph; those that mean a wrong graph let none pass.
+    the graph; those that mean a wrong graph let none pass. `variants` has the forms of the graph that were tried, if
+    any were: the cases are those of fp32, whichever was chosen.
     """
 
     cases: tuple[ParityCase, ...]
@@ -103,6 +105,7 @@ class ParityReport:
     tolerances: tuple[DatatypeTolerance, ...]
     skipped: tuple[SkippedRows, ...]
     warnings: tuple[str, ...]
+    variants: VariantReport | None = None
 
     @classmethod
     def of(

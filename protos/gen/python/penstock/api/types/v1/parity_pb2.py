@@ -22,21 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from penstock.api.types.v1 import variant_pb2 as penstock_dot_api_dot_types_dot_v1_dot_variant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/api/types/v1/parity.proto\x12\x15penstock.api.types.v1\"\x83\x03\n\x0cParityReport\x12\x30\n\x05\x63\x61ses\x18\x01 \x03(\x0b\x32!.penstock.api.types.v1.ParityCase\x12\x1a\n\x12max_absolute_error\x18\x02 \x01(\x01\x12\x1a\n\x12max_relative_error\x18\x03 \x01(\x01\x12\x1a\n\x12\x61\x62solute_tolerance\x18\x04 \x01(\x01\x12\x1a\n\x12relative_tolerance\x18\x05 \x01(\x01\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x18\n\x10\x61rgmax_agreement\x18\x08 \x01(\x01\x12\x11\n\trow_count\x18\t \x01(\x03\x12<\n\ntolerances\x18\n \x03(\x0b\x32(.penstock.api.types.v1.DatatypeTolerance\x12\x33\n\x07skipped\x18\x0b \x03(\x0b\x32\".penstock.api.types.v1.SkippedRows\x12\x10\n\x08warnings\x18\x0c \x03(\t\"I\n\x11\x44\x61tatypeTolerance\x12\x10\n\x08\x64\x61tatype\x18\x01 \x01(\t\x12\x10\n\x08\x61\x62solute\x18\x02 \x01(\x01\x12\x10\n\x08relative\x18\x03 \x01(\x01\"+\n\x0bSkippedRows\x12\x0c\n\x04rows\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x90\x01\n\nParityCase\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\t\x12\x12\n\nbatch_size\x18\x03 \x01(\x05\x12\x1a\n\x12max_absolute_error\x18\x04 \x01(\x01\x12\x1a\n\x12max_relative_error\x18\x05 \x01(\x01\x12\x18\n\x10\x61rgmax_agreement\x18\x06 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/api/types/v1/parity.proto\x12\x15penstock.api.types.v1\x1a#penstock/api/types/v1/variant.proto\"\xbb\x03\n\x0cParityReport\x12\x30\n\x05\x63\x61ses\x18\x01 \x03(\x0b\x32!.penstock.api.types.v1.ParityCase\x12\x1a\n\x12max_absolute_error\x18\x02 \x01(\x01\x12\x1a\n\x12max_relative_error\x18\x03 \x01(\x01\x12\x1a\n\x12\x61\x62solute_tolerance\x18\x04 \x01(\x01\x12\x1a\n\x12relative_tolerance\x18\x05 \x01(\x01\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0f\n\x07runtime\x18\x07 \x01(\t\x12\x18\n\x10\x61rgmax_agreement\x18\x08 \x01(\x01\x12\x11\n\trow_count\x18\t \x01(\x03\x12<\n\ntolerances\x18\n \x03(\x0b\x32(.penstock.api.types.v1.DatatypeTolerance\x12\x33\n\x07skipped\x18\x0b \x03(\x0b\x32\".penstock.api.types.v1.SkippedRows\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x36\n\x08variants\x18\r \x01(\x0b\x32$.penstock.api.types.v1.VariantReport\"I\n\x11\x44\x61tatypeTolerance\x12\x10\n\x08\x64\x61tatype\x18\x01 \x01(\t\x12\x10\n\x08\x61\x62solute\x18\x02 \x01(\x01\x12\x10\n\x08relative\x18\x03 \x01(\x01\"+\n\x0bSkippedRows\x12\x0c\n\x04rows\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x90\x01\n\nParityCase\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\t\x12\x12\n\nbatch_size\x18\x03 \x01(\x05\x12\x1a\n\x12max_absolute_error\x18\x04 \x01(\x01\x12\x1a\n\x12max_relative_error\x18\x05 \x01(\x01\x12\x18\n\x10\x61rgmax_agreement\x18\x06 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.api.types.v1.parity_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARITYREPORT']._serialized_start=62
-  _globals['_PARITYREPORT']._serialized_end=449
-  _globals['_DATATYPETOLERANCE']._serialized_start=451
-  _globals['_DATATYPETOLERANCE']._serialized_end=524
-  _globals['_SKIPPEDROWS']._serialized_start=526
-  _globals['_SKIPPEDROWS']._serialized_end=569
-  _globals['_PARITYCASE']._serialized_start=572
-  _globals['_PARITYCASE']._serialized_end=716
+  _globals['_PARITYREPORT']._serialized_start=99
+  _globals['_PARITYREPORT']._serialized_end=542
+  _globals['_DATATYPETOLERANCE']._serialized_start=544
+  _globals['_DATATYPETOLERANCE']._serialized_end=617
+  _globals['_SKIPPEDROWS']._serialized_start=619
+  _globals['_SKIPPEDROWS']._serialized_end=662
+  _globals['_PARITYCASE']._serialized_start=665
+  _globals['_PARITYCASE']._serialized_end=809
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from penstock.api.types.v1 import variant_pb2 as _variant_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -40,6 +41,7 @@ class ParityReport(_message.Message):
     TOLERANCES_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     max_absolute_error: _builtins.float
     """The largest absolute difference over all cases."""
     max_relative_error: _builtins.float
@@ -77,6 +79,13 @@ class ParityReport(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the runtime warned of when it loaded and ran the converted model, each text once."""
 
+    @_builtins.property
+    def variants(self) -> _variant_pb2.VariantReport:
+        """The forms of the graph that were tried. Absent if nobody asked for any. If the chosen one is not `fp32`, the model is
+        that one: the cases say how far the graph was before it took that form, and the chosen variant's errors how far
+        the model is.
+        """
+
     def __init__(
         self,
         *,
@@ -92,10 +101,11 @@ class ParityReport(_message.Message):
         tolerances: _abc.Iterable[Global___DatatypeTolerance] | None = ...,
         skipped: _abc.Iterable[Global___SkippedRows] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        variants: _variant_pb2.VariantReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["variants", b"variants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_tolerance", b"absolute_tolerance", "argmax_agreement", b"argmax_agreement", "cases", b"cases", "max_absolute_error", b"max_absolute_error", "max_relative_error", b"max_relative_error", "relative_tolerance", b"relative_tolerance", "row_count", b"row_count", "runtime", b"runtime", "skipped", b"skipped", "source", b"source", "tolerances", b"tolerances", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absolute_tolerance", b"absolute_tolerance", "argmax_agreement", b"argmax_agreement", "cases", b"cases", "max_absolute_error", b"max_absolute_error", "max_relative_error", b"max_relative_error", "relative_tolerance", b"relative_tolerance", "row_count", b"row_count", "runtime", b"runtime", "skipped", b"skipped", "source", b"source", "tolerances", b"tolerances", "variants", b"variants", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
