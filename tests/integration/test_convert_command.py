@@ -151,3 +151,30 @@ def test_parquet_samples(graph: Path, tmp_path: Path) -> None:
     assert parity["tolerances"] == [{"datatype": "FP32", "absolute": 1e-3, "relative": 1e-3}]
     (tmp_path / "rows.parquet").write_bytes(b"no table")
     assert "Cannot read the samples" in run(graph, tmp_path / "b.onnx", "--samples", tmp_path / "rows.parquet").stderr
+
+
+def test_variants(graph: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.onnx"
+    result = run(
+        graph,
+        target,
+        "--variants",
+        "int4, pruned,int8-static",
+        "--auto",
+        "--agreement",
+        "0",
+        "--report",
+        tmp_path / "r.json",
+    )
+    assert result.exit_code == 0, result.output
+    for part in ("Variants, on 42 rows", "fp32", "int4", "pruned", "32 rows", "chosen"):
+        assert part in result.stdout
+    table = json.loads((tmp_path / "r.json").read_text())["variants"]
+    assert [variant["name"] for variant in table["variants"]] == ["fp32", "int4", "pruned", "int8-static"]
+    assert "give some hundred typical rows" in table["variants"][3]["dropped"].lower()
+    assert table["min_argmax_agreement"] == 0.0
+    assert table["max_relative_error"] == 0.05
+    written = {path.name for path in tmp_path.iterdir()} - {"r.json", "out.onnx"}
+    kept = {variant["name"] for variant in table["variants"] if not variant["dropped"]} - {table["chosen"]}
+    assert written == {f"out.{name}.onnx" for name in kept}
+    assert "There is no variant 'int3'" in run(graph, target, "--variants", "int3").stderr

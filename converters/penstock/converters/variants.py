@@ -58,12 +58,12 @@ class VariantMeasurement:
     size_bytes: int
 
     @property
-    def error(self) -> float:
+    def relative_error(self) -> float:
         """The largest relative error of an output."""
         return max((error.relative_error for error in self.errors), default=0.0)
 
     @property
-    def agreement(self) -> float:
+    def argmax_agreement(self) -> float:
         """The lowest agreement of an output."""
         return min((error.argmax_agreement for error in self.errors), default=1.0)
 
@@ -125,18 +125,17 @@ def judged(variants: Iterable[Variant], bound: AccuracyBound) -> tuple[Variant, 
 def fastest(variants: Iterable[Variant]) -> str:
     """The name of the kept variant to serve: the fastest, or fp32 if none is faster by the margin.
 
-    Fast is what is fast on one row and on a batch.
+    Fast is what is fast both on one row and on a batch. Of those that the fastest is not ahead of by the margin, the
+    most accurate one is it.
     """
     fp32, *others = variants
     if fp32.measurement is None:
         raise ValueError(f"{fp32.name} was not measured.")
-    speeds = {
-        variant.name: variant.measurement.speed(fp32.measurement)
-        for variant in others
-        if variant.measurement is not None and not variant.dropped
-    }
-    best = max(speeds, key=speeds.__getitem__, default=FP32)
-    return best if speeds.get(best, 0.0) >= MARGIN else FP32
+    kept = [(item.name, item.measurement) for item in others if item.measurement is not None and not item.dropped]
+    speeds = {name: found.speed(fp32.measurement) for name, found in kept}
+    needed = max(MARGIN, max(speeds.values(), default=0.0) / MARGIN)
+    errors = {name: found.relative_error for name, found in kept if speeds[name] >= needed}
+    return min(errors, key=errors.__getitem__, default=FP32)
 
 
 def _fault(found: VariantMeasurement, reference: VariantMeasurement, bound: AccuracyBound) -> str:
@@ -168,8 +167,8 @@ def _beaten(variant: Variant, rivals: Iterable[Variant]) -> str:
         if found is None or other is None or rival.name == variant.name:
             continue
         # An equal one before it counts as better, else two of a kind would drop each other.
-        ours = (found.error, found.row_latency_us, found.batch_latency_us, found.size_bytes)
-        theirs = (other.error, other.row_latency_us, other.batch_latency_us, other.size_bytes)
+        ours = (found.relative_error, found.row_latency_us, found.batch_latency_us, found.size_bytes)
+        theirs = (other.relative_error, other.row_latency_us, other.batch_latency_us, other.size_bytes)
         if ours != theirs and all(their <= our for their, our in zip(theirs, ours, strict=True)):
             return f"beaten: {rival.name} is as accurate, as fast and as small, or better"
     return ""

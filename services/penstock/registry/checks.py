@@ -8,6 +8,7 @@ from penstock.api.registry.v1.deployment_service_pb2 import Deployment, Deployme
 from penstock.api.registry.v1.model_pb2 import Provenance, Version
 from penstock.api.types.v1.parity_pb2 import ParityCase, ParityReport
 from penstock.api.types.v1.signature_pb2 import Signature, TensorSpec
+from penstock.api.types.v1.variant_pb2 import VariantReport
 from penstock.registry.manifest import MANIFEST
 from penstock.rpc.validation import Violations
 from penstock.storage.artifacts import checked_blob
@@ -124,15 +125,34 @@ def _check_parity(violations: Violations, field: str, parity: ParityReport, outp
         _check_error(violations, f"{field}.tolerances[{index}].relative", tolerance.relative)
     for index, case in enumerate(parity.cases):
         _check_case(violations, f"{field}.cases[{index}]", case, outputs)
+    if parity.HasField("variants"):
+        _check_variants(violations, f"{field}.variants", parity.variants, outputs)
+
+
+def _check_variants(violations: Violations, field: str, report: VariantReport, outputs: set[str]) -> None:
+    kept = {variant.name for variant in report.variants if variant.HasField("measurement") and not variant.dropped}
+    known = report.chosen in kept
+    violations.require(known, f"{field}.chosen", f"expected a measured, kept variant; got {report.chosen[:80]!r}")
+    for index, variant in enumerate(report.variants):
+        for place, error in enumerate(variant.measurement.errors):
+            at = f"{field}.variants[{index}].measurement.errors[{place}]"
+            _check_output(violations, at, error.output, outputs)
+            for name in ("max_absolute_error", "mean_absolute_error", "relative_error"):
+                _check_error(violations, f"{at}.{name}", getattr(error, name))
+            violations.within(f"{at}.argmax_agreement", error.argmax_agreement, 0, 1)
 
 
 def _check_case(violations: Violations, field: str, case: ParityCase, outputs: set[str]) -> None:
-    known = case.output in outputs
-    violations.require(known, f"{field}.output", f"expected an output of the signature; got {case.output[:80]!r}")
+    _check_output(violations, field, case.output, outputs)
     violations.require(case.batch_size >= 0, f"{field}.batch_size", f"expected 0 or more; got {case.batch_size}")
     _check_error(violations, f"{field}.max_absolute_error", case.max_absolute_error)
     _check_error(violations, f"{field}.max_relative_error", case.max_relative_error)
     violations.within(f"{field}.argmax_agreement", case.argmax_agreement, 0, 1)
+
+
+def _check_output(violations: Violations, field: str, output: str, outputs: set[str]) -> None:
+    known = output in outputs
+    violations.require(known, f"{field}.output", f"expected an output of the signature; got {output[:80]!r}")
 
 
 def _check_error(violations: Violations, field: str, value: float) -> None:

@@ -4,6 +4,7 @@ import json
 
 from penstock.api.registry.v1.model_pb2 import Version
 from penstock.api.types.v1.signature_pb2 import TensorSpec
+from penstock.api.types.v1.variant_pb2 import VariantReport
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -24,7 +25,7 @@ def manifest_of(version: Version) -> bytes:
         "labels": list(version.labels),
     }
     if version.HasField("parity"):
-        content["parity"] = {
+        parity: dict[str, object] = {
             "max_absolute_error": version.parity.max_absolute_error,
             "max_relative_error": version.parity.max_relative_error,
             "absolute_tolerance": version.parity.absolute_tolerance,
@@ -32,8 +33,20 @@ def manifest_of(version: Version) -> bytes:
             "source": version.parity.source,
             "runtime": version.parity.runtime,
         }
+        # Unlike an fp32 file's, a variant's answers are not those that the parity report is about.
+        content["parity"] = parity | _chosen_variant(version.parity.variants)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
+
+
+def _chosen_variant(report: VariantReport) -> dict[str, object]:
+    errors = {
+        error.output: {"relative_error": error.relative_error, "argmax_agreement": error.argmax_agreement}
+        for variant in report.variants
+        if variant.name == report.chosen and variant.name != "fp32"
+        for error in variant.measurement.errors
+    }
+    return {"variant": {"name": report.chosen, "errors": errors}} if errors else {}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, object]:

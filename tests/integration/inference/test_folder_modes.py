@@ -397,6 +397,7 @@ async def test_an_upload_is_served_in_place_of_the_folder_until_it_is_unloaded(t
             files = {"file:7/model.onnx": graphs.scale(number).files["model.onnx"]}
             await load(server, "one", {}, **files)
             assert await factor(server, "one") == number
+            await server.settled(0)
             assert [one.version for one in await server.served("one")] == [7]
             assert len(uploads(server)) == 1
         code, details = await failure(load(server, "one", {}, **{"file:1/model.onnx": b"torn"}))

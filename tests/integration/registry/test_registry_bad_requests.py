@@ -119,6 +119,27 @@ REQUESTS: list[tuple[str, Message, list[str]]] = [
     ("CreateVersion", parity(case(batch_size=-1)), ["version.parity.cases[0].batch_size"]),
     ("CreateVersion", parity(case(max_relative_error=-1.0)), ["version.parity.cases[0].max_relative_error"]),
     ("CreateVersion", parity(case(argmax_agreement=1.5)), ["version.parity.cases[0].argmax_agreement"]),
+    ("CreateVersion", parity(variants={"chosen": "int8"}), ["version.parity.variants.chosen"]),
+    (
+        "CreateVersion",
+        parity(variants={"chosen": "int8", "variants": [{"name": "int8", "measurement": {}, "dropped": "slower"}]}),
+        ["version.parity.variants.chosen"],
+    ),
+    (
+        "CreateVersion",
+        parity(
+            variants={
+                "chosen": "fp32",
+                "variants": [
+                    {"name": "fp32", "measurement": {"errors": [{"output": "x", "mean_absolute_error": float("nan")}]}}
+                ],
+            }
+        ),
+        [
+            "version.parity.variants.variants[0].measurement.errors[0].output",
+            "version.parity.variants.variants[0].measurement.errors[0].mean_absolute_error",
+        ],
+    ),
     ("CreateVersion", version(metrics={str(number): 0.0 for number in range(101)}), ["version.metrics"]),
     ("CreateVersion", version(metrics={"": 0.0}), ["version.metrics"]),
     ("CreateVersion", version(labels=["l"] * 10_001), ["version.labels"]),

@@ -194,6 +194,11 @@ FP32 = variant("fp32", 100, 1000)
 # Variants beside fp32, the reasons for those that are dropped, and which is chosen.
 CHOICES: dict[str, tuple[list[Variant], dict[str, str], str]] = {
     "the fastest": ([variant("int8", 50, 300), variant("int4", 60, 200)], {}, "int8"),
+    "the most accurate of the fastest": (
+        [variant("int8", 50, 300, error=0.02), variant("int4", 54, 200, error=0.01)],
+        {},
+        "int4",
+    ),
     "fp32 alone": ([], {}, "fp32"),
     "slower": ([variant("fp16", 150, 500)], {"fp16": "slower: 0.67 ×"}, "fp32"),
     "slower on a batch": ([variant("int8", 50, 300, batch=150)], {"int8": "slower: 0.67 ×"}, "fp32"),

@@ -33,6 +33,17 @@ def test_known_bytes() -> None:
     )
 
 
+def test_a_variant_is_part_of_the_content() -> None:
+    errors = [{"output": "y", "relative_error": 0.5, "argmax_agreement": 1.0}]
+    measured = [{"name": name, "measurement": {"errors": errors, "row_latency_us": 7.0}} for name in ("fp32", "int8")]
+    plain, chosen, other = (
+        manifest_of(version(parity=ParityReport(variants={"variants": tried, "chosen": name}))).decode()
+        for tried, name in (([], ""), (measured, "int8"), (measured, "fp32"))
+    )
+    assert '"variant":{"errors":{"y":{"argmax_agreement":1.0,"relative_error":0.5}},"name":"int8"}' in chosen
+    assert plain == other == manifest_of(version(parity=ParityReport())).decode()
+
+
 @given(st.permutations(["a", "b.json", "model.onnx", "weights_1"]))
 def test_the_order_of_files_does_not_count(names: list[str]) -> None:
     blobs = {name: Blob(digest=digest_of(name.encode()), size_bytes=len(name)) for name in names}

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.output import visible
+from penstock.cli.variants import (
+    agreement_option,
+    auto_option,
+    bound_of,
+    error_option,
+    named_forms,
+    variant_lines,
+    variants_option,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +30,7 @@ _STEPS = {
     "trace": "Asking the model",
     "convert": "Converting",
     "verify": "Comparing with the model",
+    "variants": "Measuring variants",
     "write": "Writing",
 }
 
@@ -59,6 +69,10 @@ _STEPS = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A .npz or .parquet file with rows to compare on besides made ones: an array or column for each input.",
 )
+@variants_option
+@auto_option
+@agreement_option
+@error_option
 @click.option(
     "--report",
     "report_file",
@@ -87,6 +101,10 @@ def convert(
     atol: float | None,
     rtol: float | None,
     samples: Path | None,
+    variants: str,
+    auto: bool,
+    agreement: float | None,
+    relative_error: float | None,
     report_file: Path | None,
     max_memory_gib: float | None,
     max_seconds: float | None,
@@ -108,6 +126,9 @@ def convert(
                 samples=_read_samples(samples) if samples else None,
                 tolerance=_tolerance(tolerance, atol, rtol),
                 opset=opset,
+                variants=named_forms(variants),
+                auto=auto,
+                bound=bound_of(agreement, relative_error),
                 on_step=on_step,
                 limits=_limits(max_memory_gib, max_seconds),
             )
@@ -232,6 +253,8 @@ def _print_tables(conversion: "Conversion") -> None:
         )
     console = Console()
     console.print(signature, parity)
+    if report.variants:
+        console.print(*variant_lines(report.variants), sep="\n")
     for left_out in report.skipped:
         console.print(Text(f"not compared on {left_out.rows} rows: {visible(left_out.reason)}"))
     for warning in report.warnings:
@@ -249,3 +272,5 @@ def _print_tables(conversion: "Conversion") -> None:
             f"{conversion.path}: {conversion.size_bytes:,} bytes, opset {conversion.opset}, sha256 {conversion.sha256}"
         )
     )
+    for path in conversion.variant_files.values():
+        console.print(Text(f"{path}: {path.stat().st_size:,} bytes"))
