@@ -25,7 +25,7 @@ from onnxruntime.transformers import float16
 
 from penstock.converters.errors import ConversionError, InvalidSamplesError
 from penstock.converters.fusion.graph import Graph, attribute
-from penstock.converters.gate import RUNTIME_DOMAIN
+from penstock.converters.gate import RUNTIME_DOMAIN, nodes_of
 from penstock.converters.parity import Tensors
 from penstock.converters.variants import Form
 
@@ -97,7 +97,7 @@ def _dynamic_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     def run(source: onnx.ModelProto, target: Path) -> None:
         quantize_dynamic(source, target, op_types_to_quantize=["MatMul", "LSTM"], per_channel=True)
 
-    return _by_runtime(model, run)
+    return _by_runtime(model, frozenset({"Gemm", "MatMul", "LSTM"}), run)
 
 
 def _static_int8(model: onnx.ModelProto, rows: Tensors | None) -> onnx.ModelProto:
@@ -107,13 +107,15 @@ def _static_int8(model: onnx.ModelProto, rows: Tensors | None) -> onnx.ModelProt
             "rows (`rows`, `samples`, or --samples), or take int8, which needs none."
         )
 
+    operators = frozenset({"Conv", "Gemm", "MatMul"})
+
     def run(source: onnx.ModelProto, target: Path) -> None:
         quantize_static(
             source,
             target,
             _Calibration(model, rows),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            op_types_to_quantize=sorted(operators),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -121,7 +123,7 @@ def _static_int8(model: onnx.ModelProto, rows: Tensors | None) -> onnx.ModelProt
             extra_options={"MatMulConstBOnly": True},
         )
 
-    return _by_runtime(model, run)
+    return _by_runtime(model, operators, run)
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime publishes no types
@@ -144,10 +146,14 @@ def _batches(model: onnx.ModelProto, rows: Tensors) -> Iterator[dict[str, NDArra
         yield {name: array[start:stop] for name, array in rows.items()}
 
 
-def _by_runtime(model: onnx.ModelProto, run: Callable[[onnx.ModelProto, Path], None]) -> onnx.ModelProto:
+def _by_runtime(
+    model: onnx.ModelProto, operators: frozenset[str], run: Callable[[onnx.ModelProto, Path], None]
+) -> onnx.ModelProto:
     """ONNX Runtime's quantizers write files, and advise against a graph that has not been through their own tools."""
     source = onnx.ModelProto()
     source.CopyFrom(model)
+    if not any(node.op_type in operators for node in nodes_of(model.graph)):
+        return source
     source.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory(prefix="penstock-quantize-") as folder:
         target = Path(folder) / "model.onnx"

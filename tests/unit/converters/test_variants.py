@@ -88,7 +88,7 @@ EXPECTED: dict[Form, tuple[dict[str, int], float]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form(form: Form, tmp_path: Path) -> None:
+def test_each_form(form: Form, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = perceptron()
     before = model.SerializeToString(deterministic=True)
     made = quantize(model, form, rows=rows())
@@ -101,6 +101,7 @@ def test_each_form(form: Form, tmp_path: Path) -> None:
         deterministic=True
     )
     assert not made.metadata_props
+    assert not caplog.records
     assert model.SerializeToString(deterministic=True) == before
 
 
