@@ -73,10 +73,11 @@ def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | No
         with Runtime(path) as runtime:
             _load(runtime)
             ask = partial(_outcome, runtime, asked.signature, tolerance, _open_to_nan(model))
-            found = [ask(batch) for batch in asked.batches if batch.size]
+            outcomes = {index: ask(batch) for index, batch in enumerate(asked.batches) if batch.size}
             warnings = runtime.warnings()
             # What is said of no rows says nothing of the graph.
-            found += [ask(batch) for batch in asked.batches if not batch.size]
+            outcomes |= {index: ask(batch) for index, batch in enumerate(asked.batches) if not batch.size}
+            found = [outcomes[index] for index in sorted(outcomes)]
     if faults := [text for text in warnings if any(fault in text for fault in _FAULTS)]:
         raise GateError(f"ONNX Runtime warns of the graph: {faults[0]} {_REPORT_AS_BUG}")
     return ParityReport.of(
