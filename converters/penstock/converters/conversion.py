@@ -86,13 +86,15 @@ def convert(
     `InvalidSamplesError` if the samples do not fit the inputs, and `ConversionError` if a file cannot be read or
     written.
     """
+    forms = _forms(variants, auto=auto)
     target = Path(path)
     if not target.parent.is_dir():
         raise ConversionError(f"Cannot write {target}: its folder {target.parent} does not exist. Create it first.")
     options: dict[str, Any] = {
         "tolerance": tolerance,
         "opset": opset,
-        "variants": variants,
+        "forms": forms,
+        "keeps_all": bool(variants),
         "auto": auto,
         "bound": bound,
     }
@@ -108,14 +110,14 @@ def convert_here(
     samples: Mapping[str, NDArray[Any]] | None = None,
     tolerance: Tolerance | None = None,
     opset: int | None = None,
-    variants: Sequence[Form] = (),
+    forms: Sequence[Form] = (),
+    keeps_all: bool = False,
     auto: bool = False,
     bound: AccuracyBound | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Conversion:
-    """`convert` in this process, of files too."""
+    """`convert` in this process, of files too. `keeps_all` writes the kept forms beside the file."""
     announce = on_step or _silently
-    forms = _forms(variants, auto=auto)
     announce("load")
     _quiet_tensorflow()
     with closing(open_source(model)) as source:
@@ -134,7 +136,7 @@ def convert_here(
     if forms:
         announce("variants")
         graph, found, files = _varied(
-            graph, asked, forms, bound or AccuracyBound(), path, auto=auto, writes_all=bool(variants)
+            graph, asked, forms, bound or AccuracyBound(), path, auto=auto, keeps_all=keeps_all
         )
         parity = replace(parity, variants=found)
     announce("write")
@@ -194,7 +196,7 @@ def _varied(
     path: Path,
     *,
     auto: bool,
-    writes_all: bool,
+    keeps_all: bool,
 ) -> tuple[Any, VariantReport, dict[str, Path]]:
     """The graph to write, how each form did, and the files of kept forms that are not the graph."""
     from penstock.converters.variant_trial import load_variant, try_variants  # noqa: PLC0415 only where asked for
@@ -204,7 +206,7 @@ def _varied(
         found = try_variants(graph, asked, forms, bound, Path(folder))
         if auto:
             found = replace(found, chosen=fastest(found.variants))
-        for name in found.kept if writes_all else ():
+        for name in found.kept if keeps_all else ():
             if name != found.chosen:
                 files[name] = path.with_name(f"{path.stem}.{name}{path.suffix}")
                 write(files[name], load_variant(Path(folder), name))
