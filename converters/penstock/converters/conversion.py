@@ -59,8 +59,10 @@ def convert(
 ) -> Conversion:
     """Converts a model to the ONNX file `path`.
 
-    The model is a Sequential or Functional Keras 3 model or an `onnx.ModelProto`, live or in a `.keras` or `.onnx`
-    file. An ONNX model is checked and cleaned; its names stay as they are.
+    The model is a Keras 3 model or an `onnx.ModelProto`, live or in a `.keras` or `.onnx` file. A subclassed Keras
+    model is live, and was called once on an array, a list or a dict of floating point; all others need `samples`, named
+    like the arguments of its call or like the keys of its dict. An ONNX model is checked and cleaned; its names stay as
+    they are.
 
     docs/coverage-keras.md says which layers convert.
 
@@ -120,7 +122,7 @@ def convert_here(
     announce = on_step or _silently
     announce("load")
     _quiet_tensorflow()
-    with closing(open_source(model)) as source:
+    with closing(open_source(model, samples)) as source:
         # Not before a file was found harmless: that takes less time than these.
         from penstock.converters import gate  # noqa: PLC0415 loads ONNX Runtime
         from penstock.converters.fusion import optimize  # noqa: PLC0415 loads ONNX
@@ -184,7 +186,7 @@ def verify_here(
     from penstock.converters import gate, onnx_file  # noqa: PLC0415 loads ONNX Runtime
 
     graph = onnx_file.read(Path(model)) if isinstance(model, str | PathLike) else model
-    with closing(open_source(source)) as opened:
+    with closing(open_source(source, samples)) as opened:
         return gate.verify(graph, probe(opened, samples), tolerance, opened.description)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from penstock.converters import keras_subclassed
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.keras_rows import random_row_values
 from penstock.converters.parity import Tensors
@@ -29,9 +30,12 @@ def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no t
 
 
 class KerasSource:
-    """A Sequential or Functional model. Raises `UnsupportedModelError` for others, and for inputs it cannot serve."""
+    """A Keras model; samples tell what one without inputs of its own takes.
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 Keras publishes no types
+    Raises `UnsupportedModelError` for inputs that are not known or cannot be served.
+    """
+
+    def __init__(self, model: Any, samples: Tensors | None = None) -> None:  # noqa: ANN401 Keras publishes no types
         if keras.backend.backend() != "tensorflow":
             raise UnsupportedModelError(
                 f"Keras runs on {keras.backend.backend()} here; conversion needs TensorFlow. Save the model as .keras "
@@ -42,10 +46,7 @@ class KerasSource:
                 f"Expected a Keras 3 model or the path of a .keras file, got {type(model).__qualname__}."
             )
         if not getattr(model, "inputs", None):
-            raise UnsupportedModelError(
-                f"The model {model.name!r} does not say what its inputs are. Build it from keras.Input, as a "
-                "Functional model or as a Sequential whose first layer is a keras.Input."
-            )
+            model = keras_subclassed.functional(model, samples)
         self._model = model
         is_sequential = isinstance(model, keras.Sequential)
         self._input_structure = model.inputs[0] if is_sequential else model.input
@@ -57,7 +58,8 @@ class KerasSource:
             if not tensor.shape or tensor.shape[0] is not None:
                 raise UnsupportedModelError(
                     f"Input {tensor.name!r} has the fixed shape {list(tensor.shape)}; its first axis must be the "
-                    "batch, of any size. Give keras.Input a shape without the batch, and no batch_size."
+                    "batch, of any size. Give keras.Input a shape without the batch, and no batch_size; to a "
+                    "Sequential without an Input, `build` with None for the batch before it is called."
                 )
 
     @property

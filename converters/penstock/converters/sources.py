@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from penstock.converters.errors import ConversionError, UnsupportedModelError
+from penstock.converters.parity import Tensors
 from penstock.converters.source import Source
 
 
-def open_source(model: Any) -> Source:  # noqa: ANN401 whatever a user gives
-    """A live model, or a file by its suffix. Raises `ConversionError` and what `convert` says."""
+def open_source(model: Any, samples: Tensors | None = None) -> Source:  # noqa: ANN401 whatever a user gives
+    """A live model, or a file by its suffix. Raises `ConversionError` and what `convert` says.
+
+    `samples` are for live models that do not say themselves what they take.
+    """
     if isinstance(model, str | PathLike):
         path = Path(model)
         return _FILES.get(path.suffix.lower(), _keras_file)(path)
     for kind in type(model).__mro__:
         if opener := _LIVE.get(kind.__module__.partition(".")[0]):
-            return opener(model)
+            return opener(model, samples)
     raise UnsupportedModelError(
         f"Expected a Keras 3 or ONNX model, a scikit-learn estimator, or the path of a .keras or .onnx file, got "
         f"{type(model).__qualname__}."
@@ -35,10 +39,10 @@ def _keras_file(path: Path) -> Source:
     return _keras(keras_source.load(path))
 
 
-def _keras(model: Any) -> Source:  # noqa: ANN401 Keras publishes no types
+def _keras(model: Any, samples: Tensors | None = None) -> Source:  # noqa: ANN401 Keras publishes no types
     from penstock.converters.keras_model import KerasModel  # noqa: PLC0415 seconds of TensorFlow
 
-    return KerasModel(model)
+    return KerasModel(model, samples)
 
 
 def _onnx_file(path: Path) -> Source:
@@ -47,13 +51,13 @@ def _onnx_file(path: Path) -> Source:
     return _onnx(onnx_file.read(path))
 
 
-def _onnx(model: Any) -> Source:  # noqa: ANN401 ONNX publishes no types
+def _onnx(model: Any, _: Tensors | None = None) -> Source:  # noqa: ANN401 ONNX publishes no types
     from penstock.converters.onnx_source import OnnxSource  # noqa: PLC0415 loads ONNX Runtime
 
     return OnnxSource(model)
 
 
-def _sklearn(model: Any) -> Source:  # noqa: ANN401 scikit-learn publishes no types
+def _sklearn(model: Any, _: Tensors | None = None) -> Source:  # noqa: ANN401 scikit-learn publishes no types
     from penstock.converters.sklearn_source import SklearnSource  # noqa: PLC0415 loads scikit-learn
 
     return SklearnSource(model)
@@ -62,4 +66,4 @@ def _sklearn(model: Any) -> Source:  # noqa: ANN401 scikit-learn publishes no ty
 _FILES: dict[str, Callable[[Path], Source]] = {".keras": _keras_file, ".onnx": _onnx_file}
 
 # By the first package that a class of the model, or of what it derives from, is defined in.
-_LIVE: dict[str, Callable[[Any], Source]] = {"keras": _keras, "onnx": _onnx, "sklearn": _sklearn}
+_LIVE: dict[str, Callable[[Any, Tensors | None], Source]] = {"keras": _keras, "onnx": _onnx, "sklearn": _sklearn}

@@ -1,12 +1,14 @@
 """What a row of the table of coverage is, and how small models are written down shortly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+from numpy.typing import NDArray
 
 Model = Any  # Keras publishes no types
+Samples = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Case:
     refused: str = ""
     reason: str = ""
     tolerance: float = 1e-5
+    samples: Samples | None = None
 
 
 def around(layer: Callable[[Any], Any], *shapes: tuple[int | None, ...], dtype: str = "float32") -> Model:

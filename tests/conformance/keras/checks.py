@@ -16,7 +16,7 @@ def check(case: Case, folder: Path) -> None:
     tolerance = Tolerance(absolute=case.tolerance)
     if case.refused:
         with pytest.raises(UnsupportedModelError, match=case.refused):
-            convert(model, path, tolerance=tolerance)
+            convert(model, path, samples=case.samples, tolerance=tolerance)
         assert not path.exists()
     else:
-        assert convert(model, path, tolerance=tolerance).path == path
+        assert convert(model, path, samples=case.samples, tolerance=tolerance).path == path

@@ -14,6 +14,7 @@ from tests.conformance.keras import (
     pooling,
     preprocessing,
     recurrent,
+    subclassed,
 )
 from tests.conformance.keras.case import Case
 
@@ -27,7 +28,12 @@ LAYER_GROUPS = {
     "Attention": attention.CASES,
     "Preprocessing": preprocessing.CASES,
 }
-GROUPS = {**LAYER_GROUPS, "Activations": activations.CASES, "keras.ops": ops.CASES}
+GROUPS = {
+    **LAYER_GROUPS,
+    "Activations": activations.CASES,
+    "keras.ops": ops.CASES,
+    "Models without inputs of their own": subclassed.CASES,
+}
 
 WITHOUT_A_CASE = {
     "Equalization": "Keras 3.15 cannot put it into a Functional model: it gives its input back as its output.",
