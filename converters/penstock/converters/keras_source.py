@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.utils.backend_utils import TFGraphScope
 from numpy.typing import NDArray
 
 from penstock.converters import keras_subclassed
@@ -82,7 +83,9 @@ class KerasSource:
     def call(self, *inputs: Any) -> list[Any]:  # noqa: ANN401 eager or symbolic TensorFlow tensors
         """Runs the model for inference. Inputs and outputs are in the order of `inputs` and `outputs`."""
         structure = _rebuilt(self._input_structure, iter(inputs))
-        return [leaf for _, leaf in _leaves(self._model(structure, training=False))]
+        # `predict` runs in a graph, where preprocessing layers compute in floating point what they round otherwise.
+        with TFGraphScope():
+            return [leaf for _, leaf in _leaves(self._model(structure, training=False))]
 
     def answer(self, rows: Tensors) -> dict[str, NDArray[Any]]:
         """Runs the model eagerly on the CPU. Raises whatever the model raises."""

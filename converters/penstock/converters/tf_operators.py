@@ -237,8 +237,11 @@ tf_op.register_handler(_equal, _OPSET, ["Equal", "NotEqual"], "", {})
 
 
 def _resizing(graph: Nodes, node: Nodes, **options: object) -> None:
-    """To a size, not by a factor, whose rounding may lose a row of pixels."""
+    """To a size, not by a factor, whose rounding may lose a row of pixels. TensorFlow interpolates in float32."""
     new, output = Replacement(graph, node), node.output[0]
+    if graph.get_dtype(node.input[0]) != graph.get_dtype(output):
+        pixels = new("Cast", node.input[0], to=graph.get_dtype(output))
+        graph.replace_inputs(node, [pixels, *node.input[1:]])
     Resize.version_11(graph, node, **options)
     resize = graph.get_node_by_output(output).inputs[0]
     if len(resize.input) == 3:
