@@ -63,9 +63,10 @@ _NAN_IS_OPEN = frozenset(
 def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | None, source: str) -> ParityReport:
     """Lets a graph pass that is valid, loads, has the source's signature and answers each batch as it did.
 
-    `source` names what gave the answers (`keras 3.15.1`). Without a tolerance, each datatype has its own. Raises
-    `GateError`, and `ConversionError` if there is no room for a temporary file.
+    `source` names what gave the answers (`keras 3.15.1`). Without a tolerance, the model has its own, or each datatype.
+    Raises `GateError`, and `ConversionError` if there is no room for a temporary file.
     """
+    tolerance = tolerance or asked.tolerance
     with tempfile.TemporaryDirectory(prefix="penstock-gate-") as folder:
         path = Path(folder) / "model.onnx"
         write(path, model)

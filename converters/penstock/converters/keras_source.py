@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -17,6 +18,9 @@ from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.keras_rows import random_row_values
 from penstock.converters.parity import Tensors
 from penstock.converters.source import DATATYPES, SourceTensor, as_text
+
+_LAYERS_NAMED = 5
+_FOREIGN_DATATYPES = {"bfloat16", "float8"}
 
 
 def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no types
@@ -48,6 +52,7 @@ class KerasSource:
             )
         if not getattr(model, "inputs", None):
             model = keras_subclassed.functional(model, samples)
+        _refuse_datatypes(model)
         self._model = model
         is_sequential = isinstance(model, keras.Sequential)
         self._input_structure = model.inputs[0] if is_sequential else model.input
@@ -55,6 +60,8 @@ class KerasSource:
         self.outputs = _named_tensors(
             model.outputs[0] if is_sequential else model.output, "output", taken={tensor.name for tensor in self.inputs}
         )
+        if any(layer.compute_dtype == "float16" for layer in self.layers):
+            self.outputs = tuple(replace(tensor, precision="float16") for tensor in self.outputs)
         for tensor in self.inputs:
             if not tensor.shape or tensor.shape[0] is not None:
                 raise UnsupportedModelError(
@@ -112,6 +119,21 @@ class KerasSource:
         """The layers that read an input themselves, and then all others: those inside of layers have no history."""
         first = [layer for layer in self.layers if any(leaf is read for read in _inputs_of(layer))]
         return first + [layer for layer in self.layers if layer not in first]
+
+
+def _refuse_datatypes(model: Any) -> None:  # noqa: ANN401 Keras publishes no types
+    """Those that ONNX Runtime has hardly an operator of on a CPU."""
+    used: dict[str, list[str]] = {}
+    for layer in model._flatten_layers(include_self=False):  # noqa: SLF001 `model.layers` stops at the first level
+        for dtype in {layer.compute_dtype, layer.variable_dtype, layer.quantization_mode} & _FOREIGN_DATATYPES:
+            used.setdefault(dtype, []).append(layer.name)
+    for dtype, names in used.items():
+        listed = ", ".join(names[:_LAYERS_NAMED]) + (", …" if len(names) > _LAYERS_NAMED else "")
+        raise UnsupportedModelError(
+            f"Layers of {model.name!r} compute in {dtype}, which ONNX Runtime has not on a CPU: {listed}. Build the "
+            "model after keras.config.set_dtype_policy('float32') or 'mixed_float16', and give it the weights with "
+            "set_weights."
+        )
 
 
 def _inputs_of(layer: Any) -> Iterator[Any]:  # noqa: ANN401 Keras publishes no types

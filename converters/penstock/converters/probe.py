@@ -4,13 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError
-from penstock.converters.parity import Batch, SkippedRows
+from penstock.converters.parity import Batch, SkippedRows, Tolerance, tolerance_of
 from penstock.converters.rows import hard_batches
 from penstock.converters.signature import Signature, TensorSpec
-from penstock.converters.source import NamedShape, Source, SourceTensor, axis_names, datatype_of, fitted_samples
+from penstock.converters.source import (
+    NamedShape,
+    Source,
+    SourceTensor,
+    axis_names,
+    datatype_of,
+    fitted_samples,
+    precision_of,
+)
 
 BATCH_SIZES = (1, 2, 7, 32)
 HARDENED = BATCH_SIZES.index(7)
@@ -24,11 +33,15 @@ _PIXELS_TRIED = (64, 9)
 
 @dataclass(frozen=True)
 class Examination:
-    """What a model takes and gives, what it answered, and the kinds of rows that it was not asked."""
+    """What a model takes and gives, what it answered, and the kinds of rows that it was not asked.
+
+    `tolerance` is the model's own, if that is not its datatypes'.
+    """
 
     signature: Signature
     batches: tuple[Batch, ...]
     skipped: tuple[SkippedRows, ...]
+    tolerance: Tolerance | None = None
 
 
 def probe(source: Source, samples: Mapping[str, NDArray[Any]] | None) -> Examination:
@@ -49,7 +62,12 @@ def probe(source: Source, samples: Mapping[str, NDArray[Any]] | None) -> Examina
     hard = list(hard_batches(source, shapes, batches[HARDENED]))
     asked = [batch for batch in hard if isinstance(batch, Batch)]
     skipped = [kind for kind in hard if isinstance(kind, SkippedRows)]
-    return Examination(Signature(inputs, tuple(outputs)), (*batches, *asked, *sample_batches), tuple(skipped))
+    return Examination(
+        Signature(inputs, tuple(outputs)),
+        (*batches, *asked, *sample_batches),
+        tuple(skipped),
+        tolerance_of(np.dtype(np.float16), None) if precision_of(source.outputs) == "float16" else None,
+    )
 
 
 def _random_batches(source: Source) -> tuple[dict[str, NamedShape], list[Batch]]:

@@ -7,19 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.converters.parity import Batch, SkippedRows, Tensors
-from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor
+from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor, precision_of
 
 # Far outside of what models are trained on, and yet no sum of many squares overflows.
-_LARGE = {"float16": 64.0, "float32": 1e4, "float64": 1e4}
+_LARGE = {"float16": 64.0, "float32": 1e4}
 # Almost nothing, but normal numbers: TensorFlow takes smaller ones of float32 for zero.
-_TINY = {"float16": 1e-4, "float32": 1e-37, "float64": 1e-37}
+_TINY = {"float16": 1e-4, "float32": 1e-37}
 
-_WIGGLE = 2.0**-20
-"""Extreme rows are also asked a few roundings of float32 beside themselves: what their answers change by is slack."""
+_WIGGLE = {"float16": 2.0**-7, "float32": 2.0**-20}
+"""Extreme rows are also asked a few roundings beside themselves: what their answers change by is slack."""
 _WIGGLES = 2
 _SLACK_FACTOR = 8.0
-_ROUNDING = 2.0**-16
-"""What may be lost of the largest number of a row: about what the tolerance of float32 is to numbers of one."""
+_ROUNDING = {"float16": 2.0**-7, "float32": 2.0**-16}
+"""What may be lost of the largest number of a row: about what the tolerance is to numbers of one."""
 
 _UNKNOWN_TEXTS = ("", " ", "zyzzyva", "Straße", "日本語", "☂ unseen, UNSEEN!", "a" * 300)
 
@@ -61,11 +61,12 @@ def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
 def _with_slack(source: Source, batch: Batch) -> Batch:
     """Rounding is enlarged by such rows as by the model itself, and no conversion can keep the order of all sums."""
     random = np.random.default_rng(0)
-    slack = {name: _rounding(batch, array) for name, array in batch.answers.items() if array.dtype != object}
+    precision = precision_of((*source.inputs, *source.outputs))
+    slack = {name: _rounding(batch, array, precision) for name, array in batch.answers.items() if array.dtype != object}
     unasked = dict(batch.unasked)
     for _ in range(_WIGGLES):
         rows = {
-            name: array * (1 + _WIGGLE * random.choice([-1, 1], array.shape)).astype(array.dtype)
+            name: array * (1 + _WIGGLE[precision] * random.choice([-1, 1], array.shape)).astype(array.dtype)
             if array.dtype.kind == "f"
             else array
             for name, array in batch.inputs.items()
@@ -80,7 +81,7 @@ def _with_slack(source: Source, batch: Batch) -> Batch:
     return Batch(batch.rows, batch.size, batch.inputs, batch.answers, slack, unasked)
 
 
-def _rounding(batch: Batch, answer: NDArray[Any]) -> NDArray[np.float64]:
+def _rounding(batch: Batch, answer: NDArray[Any], precision: str) -> NDArray[np.float64]:
     """What is lost where an answer is the difference of numbers as large as those of its row."""
     numbers = [
         array.reshape(len(array), -1) for array in batch.inputs.values() if array.ndim and array.dtype.kind == "f"
@@ -88,7 +89,7 @@ def _rounding(batch: Batch, answer: NDArray[Any]) -> NDArray[np.float64]:
     if answer.ndim == 0 or any(len(array) != len(answer) for array in numbers):
         return np.zeros(answer.shape)
     largest = np.max([np.abs(array).max(axis=1, initial=0) for array in numbers], axis=0)
-    lost = _ROUNDING * largest.astype(np.float64)
+    lost = _ROUNDING[precision] * largest.astype(np.float64)
     return np.broadcast_to(lost.reshape(-1, *[1] * (answer.ndim - 1)), answer.shape).copy()
 
 
@@ -97,8 +98,9 @@ def _extreme(source: Source, base: Tensors) -> Tensors | None:
     if not _floats(source):
         return None
     rows = dict(base)
+    precision = precision_of((*source.inputs, *source.outputs))
     for tensor in _floats(source):
-        array, large, tiny = base[tensor.name].copy(), _LARGE[tensor.dtype], _TINY[tensor.dtype]
+        array, large, tiny = base[tensor.name].copy(), _LARGE[precision], _TINY[precision]
         fills = (0.0, large, -large, tiny, -tiny)
         for row, fill in enumerate(fills[: len(array)]):
             array[row] = fill
@@ -154,7 +156,7 @@ def _unknown(source: Source, base: Tensors) -> Tensors | None:
 
 
 def _floats(source: Source) -> list[SourceTensor]:
-    return [tensor for tensor in source.inputs if tensor.dtype in _LARGE and tensor.shape]
+    return [tensor for tensor in source.inputs if tensor.dtype.startswith("float") and tensor.shape]
 
 
 def _is_number(array: NDArray[Any]) -> NDArray[np.bool_]:

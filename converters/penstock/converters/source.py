@@ -33,11 +33,15 @@ NamedShape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """An input or output. `shape` has None for a dynamic axis without a name; the first axis is the rows'."""
+    """An input or output. `shape` has None for a dynamic axis without a name; the first axis is the rows'.
+
+    `precision` is the floating point that it is computed in, where that is coarser than `dtype`.
+    """
 
     name: str
     dtype: str
     shape: Shape
+    precision: str = ""
 
     @property
     def datatype(self) -> str:
@@ -78,6 +82,11 @@ class Source(Protocol):
 
     def own_rows(self) -> Mapping[str, Tensors]:
         """Rows that this kind of model may be converted wrongly on, by what they are called; often none."""
+
+
+def precision_of(tensors: Iterable[SourceTensor]) -> str:
+    """The coarsest floating point that the tensors are computed in: `float16` or `float32`."""
+    return "float16" if any("float16" in {tensor.dtype, tensor.precision} for tensor in tensors) else "float32"
 
 
 def axis_names(tensors: Sequence[SourceTensor], *, shared: bool) -> dict[str, NamedShape]:

@@ -23,7 +23,7 @@ class Case:
     build: Callable[[], Model]
     refused: str = ""
     reason: str = ""
-    tolerance: float = 1e-5
+    tolerance: float | None = None
     samples: Samples | None = None
 
 

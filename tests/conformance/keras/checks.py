@@ -13,7 +13,7 @@ def check(case: Case, folder: Path) -> None:
     keras.utils.clear_session()
     keras.utils.set_random_seed(7)
     model, path = case.build(), folder / "model.onnx"
-    tolerance = Tolerance(absolute=case.tolerance)
+    tolerance = None if case.tolerance is None else Tolerance(absolute=case.tolerance)
     if case.refused:
         with pytest.raises(UnsupportedModelError, match=case.refused):
             convert(model, path, samples=case.samples, tolerance=tolerance)

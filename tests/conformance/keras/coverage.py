@@ -10,6 +10,7 @@ from tests.conformance.keras import (
     attention,
     convolutions,
     core,
+    datatypes,
     ops,
     pooling,
     preprocessing,
@@ -32,6 +33,7 @@ GROUPS = {
     **LAYER_GROUPS,
     "Activations": activations.CASES,
     "keras.ops": ops.CASES,
+    "Datatypes": datatypes.CASES,
     "Models without inputs of their own": subclassed.CASES,
 }
 
