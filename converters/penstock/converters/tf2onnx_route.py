@@ -14,6 +14,7 @@ from tf2onnx import optimizer, tf_loader, tfonnx
 from penstock.converters import keras_recurrent, tf_strings
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of, unknown_operators
+from penstock.converters.keras_images import sized_by_tensors
 from penstock.converters.keras_source import KerasSource
 from penstock.converters.keras_text import dense_text
 
@@ -58,14 +59,21 @@ def trace(source: KerasSource) -> TracedGraph:
         return [tf.identity(next(output for output in outputs if id(output) == key)) for key in distinct]
 
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in source.inputs]
-    with tf.device("/CPU:0"), keras_recurrent.marked(), _inlined_functions(), dense_text(source.layers):
+    layers = source.layers
+    with (
+        tf.device("/CPU:0"),
+        keras_recurrent.marked(),
+        _inlined_functions(),
+        dense_text(layers),
+        sized_by_tensors(layers),
+    ):
         function = tf.function(inference, autograph=False).get_concrete_function(*specs)
     # Constants that the model captured stand behind the inputs; they are frozen like weights.
     inputs = [tensor.name for tensor in function.inputs[: len(specs)]]
     outputs = [tensor.name for tensor in function.outputs]
     with _silent("tensorflow", "tf2onnx"):  # they warn of tables, which are kept apart here
         graph = tf_loader.from_function(function, inputs, outputs)
-    tables = tf_strings.captured_tables(function, source.layers)
+    tables = tf_strings.captured_tables(function, layers)
     return TracedGraph(graph, tuple(inputs), tuple(outputs[position] for position in positions), tables)
 
 

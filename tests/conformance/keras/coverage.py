@@ -11,6 +11,7 @@ from tests.conformance.keras import (
     convolutions,
     core,
     datatypes,
+    dynamic,
     ops,
     pooling,
     preprocessing,
@@ -34,6 +35,7 @@ GROUPS = {
     "Activations": activations.CASES,
     "keras.ops": ops.CASES,
     "Datatypes": datatypes.CASES,
+    "Images and series of any size": dynamic.CASES,
     "Models without inputs of their own": subclassed.CASES,
 }
 
