@@ -77,7 +77,7 @@ format: setup  ## Bring code and protos into their form.
 
 lock: setup  ## Choose the newest versions that pyproject.toml allows and write requirements.lock.
 	$(BIN)/uv lock --quiet --upgrade
-	$(BIN)/uv export --quiet --all-extras --all-groups --no-emit-project --no-header --no-annotate -o requirements.lock
+	$(BIN)/uv export --quiet --all-extras --no-extra pytorch --all-groups --no-emit-project --no-header --no-annotate -o requirements.lock
 
 clean:  ## Remove .venv and everything that was built.
 	rm -rf .venv .cache dist penstock-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

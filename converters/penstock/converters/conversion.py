@@ -59,10 +59,16 @@ def convert(
 ) -> Conversion:
     """Converts a model to the ONNX file `path`.
 
-    The model is a Keras 3 model or an `onnx.ModelProto`, live or in a `.keras` or `.onnx` file. A subclassed Keras
-    model is live, and was called once on an array, a list or a dict of floating point; all others need `samples`, named
-    like the arguments of its call or like the keys of its dict. An ONNX model is checked and cleaned; its names stay as
-    they are.
+    The model is a Keras 3 model or an `onnx.ModelProto`, live or in a `.keras` or `.onnx` file; or, live only, a
+    scikit-learn, XGBoost or LightGBM estimator, a `torch.nn.Module` or a `torch.export.ExportedProgram`. A subclassed
+    Keras model is live, and was called once on an array, a list or a dict of floating point; all others need `samples`,
+    named like the arguments of its call or like the keys of its dict. An ONNX model is checked and cleaned; its names
+    stay as they are.
+
+    A PyTorch module does not say what it takes, so its `samples` must be given: an array for each parameter of forward.
+    Their first axes are the batch; which other axes are dynamic is found out by torch.export and by trying: one stays
+    as the samples have it if the module takes no other size. Floats are taken in the datatype of the module's
+    weights, integers are drawn from the samples. The module is in evaluation mode only while it runs.
 
     docs/coverage-keras.md says which layers convert.
 

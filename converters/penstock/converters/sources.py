@@ -1,11 +1,12 @@
 """Which source a model is: a small table from what a user gives to what a conversion asks."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from penstock.converters.errors import ConversionError, UnsupportedModelError
+from penstock.converters.errors import ConversionError, UnsafeFileError, UnsupportedModelError
 from penstock.converters.parity import Tensors
 from penstock.converters.source import Source
 
@@ -22,8 +23,8 @@ def open_source(model: Any, samples: Tensors | None = None) -> Source:  # noqa: 
         if opener := _LIVE.get(kind.__module__.partition(".")[0]):
             return opener(model, samples)
     raise UnsupportedModelError(
-        f"Expected a Keras 3 or ONNX model, a scikit-learn estimator, or the path of a .keras or .onnx file, got "
-        f"{type(model).__qualname__}."
+        f"Expected a Keras 3 or ONNX model, a PyTorch module, a scikit-learn estimator, or the path of a .keras or "
+        f".onnx file, got {type(model).__qualname__}."
     )
 
 
@@ -63,7 +64,49 @@ def _sklearn(model: Any, _: Tensors | None = None) -> Source:  # noqa: ANN401 sc
     return SklearnSource(model)
 
 
-_FILES: dict[str, Callable[[Path], Source]] = {".keras": _keras_file, ".onnx": _onnx_file}
+def _pytorch(model: Any, samples: Tensors | None) -> Source:  # noqa: ANN401 torch need not be there
+    if not find_spec("onnxscript"):
+        raise UnsupportedModelError("torch exports to ONNX with onnxscript: pip install 'penstock[pytorch]'.")
+    import torch  # noqa: PLC0415 seconds
+
+    from penstock.converters.pytorch_source import open_module, open_program  # noqa: PLC0415 loads torch
+
+    if isinstance(model, torch.nn.Module):
+        return open_module(model, samples)
+    if isinstance(model, torch.export.ExportedProgram):
+        return open_program(model)
+    raise UnsupportedModelError(
+        f"Of PyTorch, a torch.nn.Module or a torch.export.ExportedProgram converts, not a {type(model).__qualname__}."
+    )
+
+
+def _pytorch_file(path: Path) -> Source:
+    raise UnsafeFileError(
+        "no-pickle",
+        f"{path} is a file of PyTorch, which is or may hold a pickle, and loading one runs the code in it. Load it "
+        "where it was trained and convert the live module in Python, penstock.converters.convert(module, path, "
+        "samples=...), or export it there with torch.onnx.export and give the .onnx.",
+    )
+
+
+def _safetensors_file(path: Path) -> Source:
+    raise UnsupportedModelError(
+        f"{path} holds weights alone, not what is computed with them. Load them into their module and convert that in "
+        "Python: penstock.converters.convert(module, path, samples=...)."
+    )
+
+
+_FILES: dict[str, Callable[[Path], Source]] = {
+    ".keras": _keras_file,
+    ".onnx": _onnx_file,
+    ".safetensors": _safetensors_file,
+    **dict.fromkeys((".bin", ".ckpt", ".pt", ".pt2", ".pth"), _pytorch_file),
+}
 
 # By the first package that a class of the model, or of what it derives from, is defined in.
-_LIVE: dict[str, Callable[[Any, Tensors | None], Source]] = {"keras": _keras, "onnx": _onnx, "sklearn": _sklearn}
+_LIVE: dict[str, Callable[[Any, Tensors | None], Source]] = {
+    "keras": _keras,
+    "onnx": _onnx,
+    "sklearn": _sklearn,
+    "torch": _pytorch,
+}
