@@ -29,6 +29,8 @@ from penstock.converters.tensor_frames import read_frame, write_frame
 
 MAX_ANSWER_BYTES = 64 * 2**20
 _LOG_TAIL_BYTES = 2**16
+# Nothing is ever sent, so `read` waits for our end. What is killed takes a moment to stop writing.
+_GUARD = 'read -r nothing; kill -s KILL -- "-$0" 2>/dev/null; sleep 1; rm -rf -- "$1"'
 
 # By name, not by how they begin: TF_ is also how the secrets of another program, Terraform, begin.
 _ENVIRONMENT = (
@@ -51,9 +53,9 @@ def ask(
 ) -> Any:  # noqa: ANN401 JSON
     """Has a task of `sandbox_process` done about `file`.
 
-    The process may write into `folder`, and deletes it if this process ends first. Raises what the task raises,
-    `UnsafeFileError` with the limit's rule if it exceeded one, and `ConversionError` if it ended in another way. The
-    process ends with this call, however that ends.
+    The process may write into `folder`. Raises what the task raises, `UnsafeFileError` with the limit's rule if it
+    exceeded one, and `ConversionError` if it ended in another way. The process ends with this call, however that ends;
+    if our own process is killed, `folder` is deleted too.
     """
     limits = limits or Limits()
     head = {
@@ -61,12 +63,12 @@ def ask(
         "arguments": encode(arguments),
         "has_samples": samples is not None,
         "has_steps": on_step is not None,
-        "folder": str(folder),
     }
     rows = {name: _carried(name, np.asarray(array)) for name, array in (samples or {}).items()}
     started = time.monotonic()
     with tempfile.TemporaryFile() as log:
         process = _started(limits, folder, log)
+        guard = _guard(process.pid, folder)
         patience = Timer(limits.wall_seconds, _end, [process])
         patience.daemon = True
         patience.start()
@@ -80,6 +82,8 @@ def ask(
             patience.cancel()
             _end(process)
             process.communicate()
+            guard.kill()
+            guard.communicate()
 
 
 def _started(limits: Limits, folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -96,6 +100,13 @@ def _started(limits: Limits, folder: Path, log: IO[bytes]) -> subprocess.Popen[b
         env=environment | {"HOME": str(folder), "TMPDIR": str(folder), "KERAS_BACKEND": "tensorflow"},
         # Its own processes are of the same session, and so end with it.
         start_new_session=True,
+    )
+
+
+def _guard(session: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Outlives us if we are killed. The process itself cannot see to it: a library at fault may not let it run."""
+    return subprocess.Popen(  # noqa: S603 our own script, a number and the folder that we made
+        ["/bin/sh", "-c", _GUARD, str(session), str(folder)], stdin=subprocess.PIPE, start_new_session=True
     )
 
 

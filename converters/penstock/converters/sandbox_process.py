@@ -3,13 +3,10 @@
 import errno
 import json
 import os
-import shutil
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from threading import Thread
 from typing import Any, get_type_hints
 
 from penstock.converters.limits import OUT_OF_MEMORY, Limits, confine
@@ -32,7 +29,6 @@ def main() -> None:
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request, samples = read_frame(sys.stdin.buffer)
-    Thread(target=_end_with_parent, args=[request["folder"]], daemon=True).start()
 
     def say(head: dict[str, Any]) -> None:
         write_frame(frames, head, {})
@@ -66,13 +62,6 @@ def _task(name: str) -> Callable[..., Any]:
     module, function = _TASKS[name]
     found: Callable[..., Any] = getattr(import_module(f"penstock.converters.{module}"), function)
     return found
-
-
-def _end_with_parent(folder: str) -> None:
-    """The parent writes nothing more, so this waits for its end, and then ends this process and all of its own."""
-    os.read(0, 1)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _exceeded(error: BaseException) -> str | None:
