@@ -221,3 +221,23 @@ def test_inspection(tmp_path: Path) -> None:
     assert found.opsets == {"ai.onnx": 18, "ai.onnx.ml": 3}
     assert found.metadata == {"labels": "a,b,c"}
     assert ("CPUExecutionProvider", None) in [(provider.name, provider.refusal) for provider in found.providers]
+
+
+def test_what_was_written_elsewhere_is_put_in_place_with_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "EXTERNAL_ABOVE_BYTES", 4_000)
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    elsewhere.mkdir()
+    here.mkdir()
+    made = convert(large(), elsewhere / "out.onnx")
+    assert made.data is not None
+    (here / "out.onnx").mkdir()  # no file can take its place
+    with pytest.raises(ConversionError, match="Cannot write"):
+        writing.place(here / "out.onnx", made.path, made.data)
+    assert [path.name for path in here.iterdir()] == ["out.onnx"]
+    (here / "out.onnx").rmdir()
+    writing.place(here / "out.onnx", made.path, made.data)
+    for path in (made.path, made.data):
+        assert (here / path.name).read_bytes() == path.read_bytes()
+    assert len(list(here.iterdir())) == 2
