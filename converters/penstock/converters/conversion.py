@@ -16,10 +16,10 @@ from penstock.converters.errors import ConversionError
 from penstock.converters.foreign_files import convert_file, verify_file
 from penstock.converters.limits import Limits
 from penstock.converters.parity import ParityReport, Tolerance
-from penstock.converters.probe import Examination, probe
+from penstock.converters.probe import probe
 from penstock.converters.signature import Signature
 from penstock.converters.sources import open_source
-from penstock.converters.variants import FORMS, AccuracyBound, Form, VariantReport, fastest
+from penstock.converters.variants import FORMS, AccuracyBound, Form
 from penstock.converters.writing import write
 
 Step = Literal["load", "trace", "convert", "verify", "variants", "write"]
@@ -143,10 +143,13 @@ def convert_here(
     files: dict[str, Path] = {}
     if forms:
         announce("variants")
-        graph, found, files = _varied(
-            graph, asked, forms, bound or AccuracyBound(), path, auto=auto, keeps_all=keeps_all
-        )
-        parity = replace(parity, variants=found)
+        from penstock.converters import variant_trial as trial  # noqa: PLC0415 only where asked for
+
+        with tempfile.TemporaryDirectory(prefix="penstock-variants-") as folder:
+            report = trial.try_variants(graph, asked, forms, bound or AccuracyBound(), Path(folder), auto=auto)
+            graph = trial.load_variant(Path(folder), report.chosen)
+            files = trial.write_variants(Path(folder), report, path) if keeps_all else {}
+        parity = replace(parity, variants=report)
     announce("write")
     written = write(path, graph)
     return Conversion(
@@ -194,31 +197,6 @@ def verify_here(
     graph = onnx_file.read(Path(model)) if isinstance(model, str | PathLike) else model
     with closing(open_source(source, samples)) as opened:
         return gate.verify(graph, probe(opened, samples), tolerance, opened.description)
-
-
-def _varied(
-    graph: Any,  # noqa: ANN401 ONNX publishes no types
-    asked: Examination,
-    forms: Sequence[Form],
-    bound: AccuracyBound,
-    path: Path,
-    *,
-    auto: bool,
-    keeps_all: bool,
-) -> tuple[Any, VariantReport, dict[str, Path]]:
-    """The graph to write, how each form did, and the files of kept forms that are not the graph."""
-    from penstock.converters.variant_trial import load_variant, try_variants  # noqa: PLC0415 only where asked for
-
-    files: dict[str, Path] = {}
-    with tempfile.TemporaryDirectory(prefix="penstock-variants-") as folder:
-        found = try_variants(graph, asked, forms, bound, Path(folder))
-        if auto:
-            found = replace(found, chosen=fastest(found.variants))
-        for name in found.kept if keeps_all else ():
-            if name != found.chosen:
-                files[name] = path.with_name(f"{path.stem}.{name}{path.suffix}")
-                write(files[name], load_variant(Path(folder), name))
-        return load_variant(Path(folder), found.chosen), found, files
 
 
 def _forms(asked: Sequence[Form], *, auto: bool) -> Sequence[Form]:

@@ -25,6 +25,7 @@ from penstock.converters.variants import (
     VariantError,
     VariantMeasurement,
     VariantReport,
+    fastest,
     judged,
 )
 from penstock.converters.writing import write
@@ -39,9 +40,15 @@ _SUM_ERROR = 1e-3
 
 
 def try_variants(
-    graph: onnx.ModelProto, asked: Examination, forms: Sequence[Form], bound: AccuracyBound, folder: Path
+    graph: onnx.ModelProto,
+    asked: Examination,
+    forms: Sequence[Form],
+    bound: AccuracyBound,
+    folder: Path,
+    *,
+    auto: bool,
 ) -> VariantReport:
-    """Makes the forms of a graph that passed the gate, and measures them beside it; fp32 is chosen for now.
+    """Makes the forms of a graph that passed the gate, and measures them beside it. Without `auto`, fp32 is chosen.
 
     Each is written to the folder, where `load_variant` finds it. Accuracy is measured on the samples if there are
     any, else on the random rows, never on the hard ones: nobody's rows are like them, and 8 bits hold no extremes.
@@ -71,9 +78,10 @@ def try_variants(
         else Variant(name, VariantMeasurement(errors[name], row_latencies[name], batch_latencies[name], sizes[name]))
         for name in (FP32, *forms)
     ]
+    table = judged(variants, bound)
     return VariantReport(
-        variants=judged(variants, bound),
-        chosen=FP32,
+        variants=table,
+        chosen=fastest(table) if auto else FP32,
         row_count=sum(batch.size for batch in batches),
         batch_size=min(len(array) for array in large.values()),
         min_argmax_agreement=bound.argmax_agreement,
@@ -84,6 +92,16 @@ def try_variants(
 def load_variant(folder: Path, name: str) -> onnx.ModelProto:
     """A variant that `try_variants` made in the folder."""
     return onnx.load(_file(folder, name))
+
+
+def write_variants(folder: Path, report: VariantReport, target: Path) -> dict[str, Path]:
+    """Writes the kept variants that were not chosen beside the target, `model.int8.onnx`. Raises `ConversionError`."""
+    files = {
+        name: target.with_name(f"{target.stem}.{name}{target.suffix}") for name in report.kept if name != report.chosen
+    }
+    for name, file in files.items():
+        write(file, load_variant(folder, name))
+    return files
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -131,8 +131,8 @@ def test_pruning_zeroes_the_smallest(share: float) -> None:
 
 
 @pytest.mark.parametrize("depth", [32, 40, 96])
-def test_int4_is_within_half_a_step(depth: int, tmp_path: Path) -> None:
-    """Asked with rows of the identity, the product answers with its weight; a step is a block's largest eighth."""
+def test_int4_is_within_a_step(depth: int, tmp_path: Path) -> None:
+    """Asked with rows of the identity, the product answers with its weight; a step is an eighth of its block's largest."""
     weight = np.random.default_rng(3).standard_normal((depth, 5)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["rows", "weight"], ["product"], "product")],
@@ -148,8 +148,8 @@ def test_int4_is_within_half_a_step(depth: int, tmp_path: Path) -> None:
     for start in range(0, depth, 32):
         block = np.abs(weight[start : start + 32])
         steps = block.max(axis=0) / 8
-        # What is opposite the largest and as large is 7 steps of 8; the rows' own rounding is within a hundredth.
-        assert (np.abs(found - weight)[start : start + 32] <= 1.0 * steps + 0.01 * block).all()
+        # What is opposite the largest and as large is cut to 7 steps of 8; rows in 8 bits are within a hundredth.
+        assert (np.abs(found - weight)[start : start + 32] <= steps + 0.01 * block).all()
 
 
 @pytest.mark.parametrize(
