@@ -35,7 +35,7 @@ _CALIBRATION_BATCH_SIZE = 32
 _INT4_BLOCK = 32
 """Weights that share one scale. The smallest block that ONNX Runtime's fast kernels take is the most accurate one."""
 _INT8_PRODUCTS = 4
-"""MatMulNBits's `accuracy_level`: rows are rounded to int8 for the product, twice as fast as float32 ones."""
+"""MatMulNBits's `accuracy_level`: rows are rounded to int8 for the product, for which there are faster kernels."""
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -46,9 +46,9 @@ def quantize(
 
     * `fp16`: weights and activations in half precision, but for nodes whose weights are beyond its range.
     * `int8`: products with weights and LSTMs in 8 bits, activations rounded to the range of each batch as it comes.
-    * `int8-static`: these and convolutions in 8 bits, activations rounded to the ranges that they have on `rows`, an
-      array for each input by name, of which the first 256 count.
-    * `int4`: weights of products in 4 bits, each 32 of a column with a scale; activations stay as they are.
+    * `int8-static`: products with weights and convolutions in 8 bits, activations rounded to the ranges that they have
+      on `rows`, an array for each input by name, of which the first 256 count.
+    * `int4`: weights of products in 4 bits, each 32 of a column with a scale; activations as for `int8`.
     * `pruned`: of every weight of a product, convolution or recurrent layer, the share `sparsity` that is smallest in
       magnitude is zero.
 
