@@ -1,7 +1,7 @@
 """What the interceptor does around a call, through the wire, for every shape of call."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import grpc
@@ -24,6 +24,13 @@ CHUNK = pb.WriteRequest(chunk=b"c")
 DATA = pb.ReadResponse(data=b"d")
 Call = Callable[..., Awaitable[Any]]
 REFUSED = errors.WrongOffsetError("It stands at byte 7.", committed_size_bytes="7")
+
+
+async def _logged(logs: Sequence[MutableMapping[str, Any]], count: int = 1) -> None:
+    """Waits for the lines of calls in the log, which may come behind their answers."""
+    async with asyncio.timeout(5):
+        while sum(entry["event"] == "call" for entry in logs) < count:
+            await asyncio.sleep(0.01)
 
 
 async def refuse(_: object) -> object:
@@ -263,8 +270,7 @@ async def test_a_caller_that_leaves_cancels_the_handler(method: str) -> None:
                 await seen.wait()
                 call.cancel()
                 await ended.wait()
-                while not any(entry["event"] == "call" for entry in logs):  # noqa: ASYNC110  # a log has no event
-                    await asyncio.sleep(0.01)
+            await _logged(logs)
     assert [entry["status"] for entry in logs if entry["event"] == "call"] == ["CANCELLED"]
 
 
@@ -320,8 +326,10 @@ async def test_a_servicer_that_aborts_by_itself_keeps_its_status() -> None:
 
     service = Service(pb.DESCRIPTOR, lambda server: rpc.add_ArtifactServiceServicer_to_server(Aborting(), server))
     async with served(service) as channel:
-        with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call_query(channel, metadata=[("x-request-id", "mine-3")])
+        with capture_logs() as logs:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call_query(channel, metadata=[("x-request-id", "mine-3")])
+            await _logged(logs)
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.DATA_LOSS, "gone")
     assert dict(caught.value.trailing_metadata())["x-request-id"] == "mine-3"
     assert [entry["status"] for entry in logs if entry["event"] == "call"] == ["DATA_LOSS"]
@@ -345,6 +353,7 @@ async def test_a_message_above_the_limit_is_refused_both_ways() -> None:
                     await answer
                 assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "max_message_mib" in str(caught.value.details())
+            await _logged(logs, 2)
         assert [entry["status"] for entry in logs if entry["event"] == "call"] == ["RESOURCE_EXHAUSTED"] * 2
 
 

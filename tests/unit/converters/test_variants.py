@@ -132,7 +132,7 @@ def test_pruning_zeroes_the_smallest(share: float) -> None:
 
 @pytest.mark.parametrize("depth", [32, 40, 96])
 def test_int4_is_within_a_step(depth: int, tmp_path: Path) -> None:
-    """The product of the identity and the weight is the weight. A step is an eighth of its block's largest."""
+    """Asked with rows of the identity, it answers with its weight; a step is an eighth of its block's largest."""
     weight = np.random.default_rng(3).standard_normal((depth, 5)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["rows", "weight"], ["product"], "product")],
