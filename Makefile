@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SLIM := .cache/slim
+HUB := .cache/hub
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types fences protos slim-test wheel-test check-applications bench bench-quick bench-command bench-convert coverage format lock clean
+.PHONY: help setup demo test check lint types fences protos slim-test wheel-test check-applications check-hub bench bench-quick bench-command bench-convert coverage format lock clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +51,11 @@ slim-test: setup  ## The tests of inference, rpc and client in an environment wi
 
 check-applications: setup  ## Convert a model of every family of keras.applications: minutes.
 	$(BIN)/pytest tests/conformance/keras/test_applications.py -m "slow or not slow"
+
+check-hub: setup  ## Convert backbones of KerasHub, which is put beside .venv, without TensorFlow Text.
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --target $(HUB) \
+		keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.28 regex sentencepiece tokenizers tqdm
+	PYTHONPATH=$(HUB) $(BIN)/pytest tests/conformance/keras/test_kerashub.py
 
 wheel-test: setup  ## What is in the wheel, and that it installs.
 	$(BIN)/pytest tests/packaging

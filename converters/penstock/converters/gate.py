@@ -48,6 +48,7 @@ _NAN_IS_OPEN = frozenset(
         "ArgMax",
         "ArgMin",
         "Clip",
+        "DFT",
         "Max",
         "MaxPool",
         "Min",

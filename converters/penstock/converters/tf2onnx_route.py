@@ -11,6 +11,8 @@ import onnx
 import tensorflow as tf
 from tf2onnx import optimizer, tf_loader, tfonnx
 
+import penstock.converters.tf_numerics
+import penstock.converters.tf_spectra  # noqa: F401 both add their operators to tf2onnx
 from penstock.converters import keras_recurrent, tf_strings
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of, unknown_operators
@@ -30,7 +32,6 @@ _INSTEAD = {
     "StringToHashBucketFast": _BY_VOCABULARY,
     "StringToHashBucketStrong": _BY_VOCABULARY,
     "SparseCross": _BY_VOCABULARY,
-    "RFFT": "Compute spectra with keras.layers.STFTSpectrogram, which converts, or before the model is called.",
 }
 
 

@@ -81,7 +81,7 @@ class Replacement:
         self._graph.remove_node(self._node.name)
 
 
-def _translates(*operators: str) -> Callable[[Callable[[Replacement, Nodes], None]], Callable[..., None]]:
+def translates(*operators: str) -> Callable[[Callable[[Replacement, Nodes], None]], Callable[..., None]]:
     def register(translate: Callable[[Replacement, Nodes], None]) -> Callable[..., None]:
         def handler(graph: Nodes, node: Nodes, **_: object) -> None:
             translate(Replacement(graph, node), node)
@@ -92,14 +92,14 @@ def _translates(*operators: str) -> Callable[[Callable[[Replacement, Nodes], Non
     return register
 
 
-@_translates("Erfc")
+@translates("Erfc")
 def _erfc(new: Replacement, _: Nodes) -> None:
     """1 − erf(x): exact to 5e-8, and what GELU multiplies it with is small where the relative error is not."""
     one = new.constant(1, new.datatype(new.inputs[0]))
     new.becomes(new("Sub", one, new("Erf", new.inputs[0])))
 
 
-@_translates("Expm1")
+@translates("Expm1")
 def _expm1(new: Replacement, _: Nodes) -> None:
     """exp(x) − 1 = tanh(x / 2) · (exp(x) + 1), which keeps its digits near 0."""
     (x,) = new.inputs
@@ -107,7 +107,7 @@ def _expm1(new: Replacement, _: Nodes) -> None:
     new.becomes(new("Mul", new("Tanh", new("Div", x, two)), new("Add", new("Exp", x), one)))
 
 
-@_translates("Log1p")
+@translates("Log1p")
 def _log1p(new: Replacement, _: Nodes) -> None:
     """ln(1 + x), and near 0, where the sum loses digits, 2 · artanh(x / (x + 2))."""
     (x,) = new.inputs
@@ -119,7 +119,7 @@ def _log1p(new: Replacement, _: Nodes) -> None:
     new.becomes(new("Where", new("Less", new("Abs", x), half), near, new("Log", new("Add", x, one))))
 
 
-@_translates("FloorDiv")
+@translates("FloorDiv")
 def _floor_division(new: Replacement, node: Nodes) -> None:
     x, y = new.inputs
     if np.issubdtype(new.datatype(x), np.integer):
@@ -129,7 +129,7 @@ def _floor_division(new: Replacement, node: Nodes) -> None:
         new.becomes(new("Floor", new("Div", x, y)))
 
 
-@_translates("FloorMod")
+@translates("FloorMod")
 def _floor_remainder(new: Replacement, _: Nodes) -> None:
     x, y = new.inputs
     if np.issubdtype(new.datatype(x), np.integer):
@@ -142,7 +142,7 @@ def _floor_remainder(new: Replacement, _: Nodes) -> None:
 _CHOSEN = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.STRING}
 
 
-@_translates("SelectV2")
+@translates("SelectV2")
 def _choice(new: Replacement, node: Nodes) -> None:
     """The chosen value alone: tf2onnx's sum of products would be NaN where the other one is."""
     condition, *values = new.inputs
@@ -172,7 +172,7 @@ def _band(graph: Nodes, node: Nodes, **options: object) -> None:
 tf_op.register_handler(_band, _OPSET, ["MatrixBandPart"], "", {})
 
 
-@_translates("Bitcast")
+@translates("Bitcast")
 def _bits(new: Replacement, node: Nodes) -> None:
     """The sign bit alone, which is what Keras asks for: of zero, too, by the sign of its reciprocal."""
     readers = node.graph.find_output_consumers(node.output[0])
@@ -187,7 +187,7 @@ def _bits(new: Replacement, node: Nodes) -> None:
     new.becomes(new("Where", is_negative, lowest, none))
 
 
-@_translates("DenseBincount")
+@translates("DenseBincount")
 def _bincount(new: Replacement, node: Nodes) -> None:
     """How often, or whether, each number below `size` stands in a row."""
     numbers, size, weights = new.inputs
@@ -202,7 +202,7 @@ def _bincount(new: Replacement, node: Nodes) -> None:
     new.becomes(new("Cast", counts, to=node.graph.get_dtype(node.output[0])))
 
 
-@_translates("Bucketize")
+@translates("Bucketize")
 def _bucketize(new: Replacement, node: Nodes) -> None:
     """How many boundaries are not above x. NaN is above none of them, and so in the last bucket, as in TensorFlow."""
     x = new("Cast", new.inputs[0], to=TensorProto.FLOAT)
