@@ -49,7 +49,10 @@ class TracedGraph:
 
 
 def trace(source: KerasSource) -> TracedGraph:
-    """Records what the model does at inference, on the CPU: cuDNN's kernels do not convert."""
+    """Records what the model does at inference, on the CPU: cuDNN's kernels do not convert.
+
+    Raises `UnsupportedModelError` where a layer asks for the value of a tensor, and for texts as ONNX has them not.
+    """
     distinct: dict[int, int] = {}
     positions: list[int] = []
 
@@ -68,7 +71,12 @@ def trace(source: KerasSource) -> TracedGraph:
         dense_text(layers),
         sized_by_tensors(layers),
     ):
-        function = tf.function(inference, autograph=False).get_concrete_function(*specs)
+        try:
+            function = tf.function(inference, autograph=False).get_concrete_function(*specs)
+        except Exception as error:  # a layer raises what it likes
+            raise UnsupportedModelError(
+                f"The model cannot be traced: {error} Use keras.ops in its layers, and no Python values of tensors."
+            ) from error
     # Constants that the model captured stand behind the inputs; they are frozen like weights.
     inputs = [tensor.name for tensor in function.inputs[: len(specs)]]
     outputs = [tensor.name for tensor in function.outputs]

@@ -70,6 +70,16 @@ class Branching(keras.Model):  # type: ignore[misc]
         return x if float(ops.sum(x)) > 0 else -x
 
 
+class Halved(layers.Layer):  # type: ignore[misc]
+    """Keras builds a Functional model with it, because it says itself what comes out."""
+
+    def call(self, x: Any) -> Any:
+        return x / 2 if float(ops.max(x)) > 1 else x
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
 def called(model: Model, *batch: Any, **more: Any) -> Model:
     model(*batch, **more)
     return model
@@ -139,6 +149,12 @@ CASES = [
     Case(
         "keras.Model (a condition in Python)",
         lambda: called(Branching(), NUMBERS),
+        refused="cannot be traced",
+        reason="Its call cannot be traced.",
+    ),
+    Case(
+        "keras.Layer (a condition in Python)",
+        lambda: keras.Sequential([keras.Input((5,)), Halved()]),
         refused="cannot be traced",
         reason="Its call cannot be traced.",
     ),
