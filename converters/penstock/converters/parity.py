@@ -18,7 +18,11 @@ Tensors = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """An element passes if |converted − source| <= absolute + relative × |source|. The defaults fit float32."""
+    """An element passes if |converted − source| <= absolute × scale + relative × |source|. The defaults fit float32.
+
+    The scale is the largest magnitude in the element's row of the output, and at least 1: what is small beside others
+    was summed up from numbers of their size.
+    """
 
     absolute: float = 1e-5
     relative: float = 1e-4
@@ -161,7 +165,7 @@ def compare(batch: Batch, output: str, converted: NDArray[Any], given: Tolerance
     error = _absolute_error(ours, theirs)
     asked = ~batch.unasked.get(output, np.zeros(theirs.shape, np.bool_))
     error = np.where(asked, error, 0.0)
-    allowed = tolerance.absolute + tolerance.relative * np.abs(theirs) + batch.slack.get(output, 0.0)
+    allowed = tolerance.absolute * _scale(theirs) + tolerance.relative * np.abs(theirs) + batch.slack.get(output, 0.0)
     # Not `error > allowed`: a NaN error must fail, and an infinite source must not allow everything.
     failed = ~(error <= np.where(np.isfinite(theirs), allowed, 0.0))
     if failed.any():
@@ -176,6 +180,12 @@ def compare(batch: Batch, output: str, converted: NDArray[Any], given: Tolerance
         max_relative_error=float(relative.max(initial=0.0)),
         argmax_agreement=_argmax_agreement(ours, theirs),
     )
+
+
+def _scale(theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest magnitude of each row, at least 1, in a shape that goes with all elements."""
+    magnitudes = np.where(np.isfinite(theirs), np.abs(theirs), 0.0)
+    return np.maximum(1.0, magnitudes.max(axis=tuple(range(1, theirs.ndim)), keepdims=True, initial=0.0))
 
 
 def _compare_texts(batch: Batch, output: str, ours: NDArray[Any], theirs: NDArray[Any]) -> ParityCase:

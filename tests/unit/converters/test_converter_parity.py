@@ -56,6 +56,13 @@ def test_element(source: list[float], converted: list[float], passes: bool) -> N
             compare(*arguments)
 
 
+def test_an_element_may_differ_by_what_is_little_beside_its_row() -> None:
+    source, converted = [[30.0, 0.0], [1.0, 0.0]], [[30.0, 2e-4], [1.0, 0.0]]
+    assert compare(batch(source), "y", np.asarray(converted, np.float32), Tolerance()).max_absolute_error > 1e-4
+    with pytest.raises(GateError, match="row 1"):
+        compare(batch(source), "y", np.asarray([[30.0, 0.0], [1.0, 2e-4]], np.float32), Tolerance())
+
+
 def test_failure_names_output_row_and_difference() -> None:
     source = np.zeros((7, 3), np.float32)
     converted = source.copy()
