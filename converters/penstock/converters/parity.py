@@ -185,7 +185,8 @@ def compare(batch: Batch, output: str, converted: NDArray[Any], given: Tolerance
 def _scale(theirs: NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest magnitude of each row, at least 1, in a shape that goes with all elements."""
     magnitudes = np.where(np.isfinite(theirs), np.abs(theirs), 0.0)
-    return np.maximum(1.0, magnitudes.max(axis=tuple(range(1, theirs.ndim)), keepdims=True, initial=0.0))
+    scale: NDArray[np.float64] = magnitudes.max(axis=tuple(range(1, theirs.ndim)), keepdims=True, initial=1.0)
+    return scale
 
 
 def _compare_texts(batch: Batch, output: str, ours: NDArray[Any], theirs: NDArray[Any]) -> ParityCase:

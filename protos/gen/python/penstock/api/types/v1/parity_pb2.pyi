@@ -49,8 +49,9 @@ class ParityReport(_message.Message):
     the absolute tolerance left out.
     """
     absolute_tolerance: _builtins.float
-    """An element passes if |converted − source| <= absolute_tolerance + relative_tolerance × |source|, with the
-    tolerances of its datatype. These are the largest of `tolerances`.
+    """An element passes if |converted − source| <= absolute_tolerance × scale + relative_tolerance × |source|, with the
+    tolerances of its datatype; the scale is the largest magnitude in the element's row of the output, and at least 1.
+    These are the largest of `tolerances`.
     """
     relative_tolerance: _builtins.float
     source: _builtins.str
