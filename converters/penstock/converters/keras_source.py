@@ -1,6 +1,7 @@
 """A Keras model as a conversion sees it: named tensors in the model's own order, rows to try, and what it answers."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +87,14 @@ class KerasSource:
     @property
     def layer_names(self) -> frozenset[str]:
         return frozenset(layer.name for layer in self.layers)
+
+    def weights(self, size_bytes: int) -> list[Any]:
+        """The model's variables of at least this size."""
+        return [
+            weight
+            for weight in self._model.variables
+            if math.prod(weight.shape) * np.dtype(weight.dtype).itemsize >= size_bytes
+        ]
 
     def call(self, *inputs: Any) -> list[Any]:  # noqa: ANN401 eager or symbolic TensorFlow tensors
         """Runs the model for inference. Inputs and outputs are in the order of `inputs` and `outputs`."""

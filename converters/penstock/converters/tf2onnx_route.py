@@ -2,13 +2,18 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+import numpy as np
 import onnx
 import tensorflow as tf
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from tf2onnx import optimizer, tf_loader, tfonnx
 
 import penstock.converters.tf_numerics
@@ -35,14 +40,24 @@ _INSTEAD = {
 }
 
 
+_LARGE_BYTES = 2**20
+"""Weights from this size on are kept out of TensorFlow's graphs, which are copied twenty times on the way."""
+
+
+_READS_UNSEEN = {"BatchMatMulV2", "Einsum", "GatherV2", "MatMul", "Reshape"}
+"""Operators that tf2onnx translates without a look at a weight; convolutions and recurrent layers rearrange theirs."""
+
+
 @dataclass(frozen=True)
 class TracedGraph:
     """A TensorFlow graph with its weights as constants, and the names of its tensors in the order of the source's.
 
-    An output name comes twice if the model gives one tensor under two names.
+    An output name comes twice if the model gives one tensor under two names. Large weights are inputs of the graph
+    besides: `weights` has their values, by the names of the tensors.
     """
 
     graph: Any
+    weights: Mapping[str, NDArray[Any]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tables: Mapping[str, tf_strings.Table]
@@ -56,13 +71,17 @@ def trace(source: KerasSource) -> TracedGraph:
     distinct: dict[int, int] = {}
     positions: list[int] = []
 
-    def inference(*inputs: Any) -> list[Any]:  # noqa: ANN401 symbolic TensorFlow tensors
-        outputs = source.call(*inputs)
+    large = source.weights(_LARGE_BYTES)
+    count = len(source.inputs)
+
+    def inference(*tensors: Any) -> list[Any]:  # noqa: ANN401 symbolic TensorFlow tensors
+        with _standing_for(zip(large, tensors[count:], strict=True)):
+            outputs = source.call(*tensors[:count])
         positions[:] = [distinct.setdefault(id(output), len(distinct)) for output in outputs]
         # An identity makes an output of what is an input, too.
         return [tf.identity(next(output for output in outputs if id(output) == key)) for key in distinct]
 
-    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in source.inputs]
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in (*source.inputs, *large)]
     layers = source.layers
     with (
         tf.device("/CPU:0"),
@@ -83,7 +102,61 @@ def trace(source: KerasSource) -> TracedGraph:
     with _silent("tensorflow", "tf2onnx"):  # they warn of tables, which are kept apart here
         graph = tf_loader.from_function(function, inputs, outputs)
     tables = tf_strings.captured_tables(function, layers)
-    return TracedGraph(graph, tuple(inputs), tuple(outputs[position] for position in positions), tables)
+    weights = {
+        tensor.op.name: keras.ops.convert_to_tensor(weight).numpy()
+        for tensor, weight in zip(function.inputs[count : len(specs)], large, strict=True)
+    }
+    return TracedGraph(
+        graph,
+        _set_aside(graph, weights),
+        tuple(inputs[:count]),
+        tuple(outputs[position] for position in positions),
+        tables,
+    )
+
+
+@contextmanager
+def _standing_for(pairs: Iterable[tuple[Any, Any]]) -> Iterator[None]:
+    """Tensors in place of weights."""
+    mapping = list(pairs)
+    if not mapping:
+        yield
+        return
+    with keras.StatelessScope(state_mapping=mapping):
+        yield
+
+
+def _set_aside(graph: Any, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ANN401 a GraphDef
+    """The weights, by the names of their tensors, that only such operators read as need not know their values.
+
+    The others become constants of the graph.
+    """
+    readers: dict[str, set[str]] = defaultdict(set)
+    for node in graph.node:
+        for tensor in node.input:
+            readers[tensor.partition(":")[0]].add(node.op)
+    aside = {}
+    for node in graph.node:
+        weight = weights.get(node.name)
+        if weight is None:
+            continue
+        if readers[node.name] <= _READS_UNSEEN:
+            aside[f"{node.name}:0"] = weight
+        else:
+            node.CopyFrom(tf.compat.v1.NodeDef(name=node.name, op="Const"))
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(weight))
+            node.attr["dtype"].type = node.attr["value"].tensor.dtype
+    return aside
+
+
+def _take_in(model: onnx.ModelProto, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Makes the inputs that stand for weights weights."""
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    model.graph.initializer.extend(
+        numpy_helper.from_array(weights[value.name], value.name) for value in model.graph.input if value.name in weights
+    )
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
 
 
 @contextmanager
@@ -111,7 +184,7 @@ def _silent(*loggers: str) -> Iterator[None]:
 
 def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
     """Translates the graph, keeping TensorFlow's names. Raises `UnsupportedModelError`, naming operators and layers."""
-    inputs, outputs = list(traced.inputs), list(dict.fromkeys(traced.outputs))
+    inputs, outputs = [*traced.inputs, *traced.weights], list(dict.fromkeys(traced.outputs))
     with _collected_errors() as errors:
         try:
             with tf.device("/CPU:0"), tf.Graph().as_default() as graph:
@@ -126,6 +199,7 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
                 )
                 model = optimizer.optimize_graph(translated, optimizers=_optimizers()).make_model("")
                 _declare_operators(model)
+                _take_in(model, traced.weights)
         except Exception as error:  # tf2onnx raises whatever its handler raised
             raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors) or error}.") from error
     if unknown := unknown_operators(model):

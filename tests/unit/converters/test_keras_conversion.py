@@ -392,3 +392,24 @@ def test_samples_of_texts(tmp_path: Path) -> None:
     assert conversion.parity.cases[-1].rows == "sample"
     with pytest.raises(InvalidSamplesError, match="'text' need the type string; got int64"):
         convert(model, tmp_path / "model.onnx", samples={"text": np.array([[1]])})
+
+
+def tied() -> Model:
+    """An embedding whose weight is the last product's, too, and layers that rearrange or only read theirs."""
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    embedding = layers.ReversibleEmbedding(11, 8)
+    rows = layers.LSTM(8, return_sequences=True)(layers.Conv1D(8, 3, padding="same")(embedding(ids)))
+    return keras.Model(ids, embedding(layers.MultiHeadAttention(2, 4)(rows, rows), reverse=True))
+
+
+def test_large_weights_pass_by_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from penstock.converters import tf2onnx_route
+    from penstock.converters.keras_model import KerasModel
+
+    model = tied()
+    monkeypatch.setattr(tf2onnx_route, "_LARGE_BYTES", 1)
+    traced = tf2onnx_route.trace(KerasModel(model))
+    assert len(traced.weights) == 6
+    # The LSTM's and the convolution's are rearranged, so they are constants.
+    assert not {(8, 32), (3, 8, 8)} & {weight.shape for weight in traced.weights.values()}
+    assert convert(model, tmp_path / "beside.onnx").parity.cases

@@ -13,9 +13,17 @@ from penstock.converters.fusion.convolutions import fuse_scaled_convolution
 from penstock.converters.fusion.graph import Graph
 from penstock.converters.fusion.normalization import fuse_layer_normalization, fuse_rms_normalization
 from penstock.converters.fusion.pooling import fuse_mean_pooling
-from penstock.converters.fusion.products import fuse_bias, fuse_einsum, fuse_reshapes, fuse_sizes, fuse_tensordot
+from penstock.converters.fusion.products import (
+    fold_reshapes,
+    fuse_bias,
+    fuse_einsum,
+    fuse_reshapes,
+    fuse_sizes,
+    fuse_tensordot,
+)
 
 PASSES: tuple[Callable[[Graph], None], ...] = (
+    fold_reshapes,
     fuse_layer_normalization,
     fuse_rms_normalization,
     fuse_gelu,

@@ -13,6 +13,15 @@ import onnx
 from penstock.converters.fusion.graph import Graph, Shape, attribute
 
 
+def fold_reshapes(graph: Graph) -> None:
+    """Reshape(weight) -> the weight in that shape."""
+    for node in graph.nodes("Reshape"):
+        weight, sizes = (graph.constant(tensor) for tensor in node.input)
+        # Where a size is zero, the operator takes that of its input.
+        if weight is not None and sizes is not None and sizes.all() and graph.is_inner(node.output[0]):
+            graph.redirect(node.output[0], graph.add_constant(weight.reshape(sizes), node.name))
+
+
 def fuse_tensordot(graph: Graph) -> None:
     """Reshape(MatMul(Reshape(x, [-1, k]), w), [*sizes of x before k, *columns of w]) -> MatMul(x, w), reshaped."""
     for node in graph.nodes("Reshape"):
