@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import onnx
 import tensorflow as tf
 from numpy.typing import NDArray
