@@ -137,6 +137,8 @@ def _rows(model: Model, size: int) -> Any:
 def _session(model: onnx.ModelProto, rows: Any) -> Callable[[], Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
+    # Threads of one session that wait awake would take the cores of the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
