@@ -150,6 +150,16 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from nodes_of(body)
 
 
+def tensors_read(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors a node reads, those that the graphs inside it take from outside too."""
+    yield from node.input
+    for inside in node.attribute:
+        for body in (inside.g, *inside.graphs):
+            for inner in nodes_of(body):
+                yield from inner.input
+            yield from (value.name for value in body.output)
+
+
 def unknown_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes whose operator is neither in the model's version of the ONNX standard nor ONNX Runtime's own."""
     versions = {entry.domain: entry.version for entry in model.opset_import}

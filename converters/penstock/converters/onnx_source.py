@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError
-from penstock.converters.gate import nodes_of
+from penstock.converters.gate import tensors_read
 from penstock.converters.parity import Tensors
 from penstock.converters.runtime import Runtime, RuntimeDeathError, RuntimeRefusalError
 from penstock.converters.signature import Signature, TensorSpec, read_signature
@@ -76,7 +76,7 @@ class OnnxSource:
         for node in reversed(list(graph.node)):
             if needed.intersection(node.output):
                 nodes.append(node)
-                needed.update(_reads(node))
+                needed.update(tensors_read(node))
         defaults = {constant.name for constant in graph.initializer}
         kept = onnx.GraphProto(
             node=reversed(nodes),
@@ -105,13 +105,3 @@ def _random(random: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> 
     if dtype.startswith("float"):
         return random.standard_normal(shape).astype(dtype)
     return random.integers(0, 2, shape).astype(dtype)
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """The tensors a node reads, those that the graphs inside it take from outside too."""
-    read = set(node.input)
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs]:
-            read.update(tensor for inner in nodes_of(body) for tensor in inner.input)
-            read.update(value.name for value in body.output)
-    return read

@@ -50,7 +50,7 @@ def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
         answers = source.answer(rows)
     except Exception as error:  # a model raises what it likes
         return SkippedRows(kind, f"the source fails on them: {_first_line(error)}")
-    if not size and any(not _fits(tensor, answers[tensor.name]) for tensor in source.outputs):
+    if not size and any(not tensor.fits(answers[tensor.name]) for tensor in source.outputs):
         return SkippedRows(kind, "the source answers in another shape than otherwise")
     unasked = {name: ~_is_number(array) for name, array in answers.items()} if kind in {"nan", "extreme"} else {}
     if size and unasked and all(mask.all() for mask in unasked.values()):
@@ -165,12 +165,6 @@ def _is_number(array: NDArray[Any]) -> NDArray[np.bool_]:
         return np.ones(array.shape, np.bool_)
     numbers: NDArray[np.bool_] = np.abs(array) < np.finfo(array.dtype).max  # false for NaN, too
     return numbers
-
-
-def _fits(tensor: SourceTensor, array: NDArray[Any]) -> bool:
-    return array.ndim == len(tensor.shape) and all(
-        not isinstance(size, int) or size == came for size, came in zip(tensor.shape, array.shape, strict=True)
-    )
 
 
 def _first_line(error: Exception) -> str:

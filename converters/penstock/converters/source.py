@@ -51,6 +51,12 @@ class SourceTensor:
     def numpy_dtype(self) -> np.dtype[Any]:
         return np.dtype(object if self.dtype == TEXT else self.dtype)
 
+    def fits(self, array: NDArray[Any]) -> bool:
+        """Whether an array has the rank, and the sizes that are fixed."""
+        return array.ndim == len(self.shape) and all(
+            not isinstance(size, int) or size == came for size, came in zip(self.shape, array.shape, strict=True)
+        )
+
 
 class Source(Protocol):
     """A trained model. Inputs and outputs are in its own order."""
@@ -143,10 +149,7 @@ def _dynamic_axes(tensors: Iterable[SourceTensor]) -> Iterator[tuple[SourceTenso
 
 
 def _fitted(tensor: SourceTensor, array: NDArray[Any]) -> NDArray[Any]:
-    fits = array.ndim == len(tensor.shape) and all(
-        not isinstance(size, int) or size == came for size, came in zip(tensor.shape, array.shape, strict=True)
-    )
-    if not fits:
+    if not tensor.fits(array):
         wanted = ", ".join(BATCH if axis == 0 else str(size or "any") for axis, size in enumerate(tensor.shape))
         raise InvalidSamplesError(
             f"Samples of the input {tensor.name!r} need the shape [{wanted}]; got {list(array.shape)}."

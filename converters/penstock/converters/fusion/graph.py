@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from penstock.converters.gate import RUNTIME_DOMAIN, nodes_of
+from penstock.converters.gate import RUNTIME_DOMAIN, nodes_of, tensors_read
 
 _FOLDED_ELEMENTS = 1024
 """Shape inference needs the values of small constants only: the sizes of a Reshape, the axes of a ReduceMean."""
@@ -125,7 +125,7 @@ class Graph:
     def finish(self) -> onnx.ModelProto:
         """The model with its nodes in order and without what no output needs."""
         nodes = self._needed_in_order()
-        read = {tensor for node in nodes for tensor in _read(node)} | self._kept
+        read = {tensor for node in nodes for tensor in tensors_read(node)} | self._kept
         constants = [constant for name, constant in self._constants.items() if name in read]
         domains = {node.domain for node in nodes_of(onnx.GraphProto(node=nodes))}
         if RUNTIME_DOMAIN in domains - {entry.domain for entry in self._model.opset_import}:
@@ -142,14 +142,14 @@ class Graph:
     def _link(self, node: onnx.NodeProto) -> None:
         self._nodes[id(node)] = node
         self._producers.update((tensor, node) for tensor in node.output if tensor)
-        for tensor in dict.fromkeys(_read(node)):
+        for tensor in dict.fromkeys(tensors_read(node)):
             self._readers[tensor].append(node)
 
     def _unlink(self, node: onnx.NodeProto) -> None:
         del self._nodes[id(node)]
         for tensor in node.output:
             self._producers.pop(tensor, None)
-        for tensor in dict.fromkeys(_read(node)):
+        for tensor in dict.fromkeys(tensors_read(node)):
             self._readers[tensor] = [reader for reader in self._readers[tensor] if reader is not node]
 
     def _needed_in_order(self) -> list[onnx.NodeProto]:
@@ -166,7 +166,7 @@ class Graph:
             elif id(node) not in entered:
                 entered.add(id(node))
                 pending.append((node, True))
-                pending += [(self._producers.get(tensor), False) for tensor in reversed(list(_read(node)))]
+                pending += [(self._producers.get(tensor), False) for tensor in reversed(list(tensors_read(node)))]
         return ordered
 
     def _free(self, name: str) -> str:
@@ -180,16 +180,6 @@ class Graph:
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:  # noqa: ANN401 attributes are of many types
     return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
-
-
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors a node reads, those that the graphs inside it take from outside too."""
-    yield from node.input
-    for inside in node.attribute:
-        for body in (inside.g, *inside.graphs):
-            for inner in nodes_of(body):
-                yield from inner.input
-            yield from (value.name for value in body.output)
 
 
 def _inferred_values(model: onnx.ModelProto) -> dict[str, tuple[int, Shape]]:
