@@ -3,15 +3,13 @@
 import argparse
 import datetime as dt
 import os
-import platform
 import signal
 import sys
-from pathlib import Path
 
-from rich.console import Console
-from tests.benchmarks.inference import report
+from tests.benchmarks.harness import CACHE, BenchError, keep, processor, progress, step
 from tests.benchmarks.inference.scenarios import SECTIONS, Pace
-from tests.benchmarks.inference.tools import CACHE, ROOT, BenchError, h2load, mlserver, progress, step, versions
+from tests.benchmarks.inference.tools import h2load, mlserver, versions
+from tests.benchmarks.report import Results
 
 CORES = 2
 QUICK = Pace(rounds=1, small_s=1.0, large_s=2.0)
@@ -28,13 +26,6 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 def main() -> int:
     chosen = arguments()
     # So that the servers end with the harness whatever ends it.
@@ -47,14 +38,15 @@ def main() -> int:
     with progress():
         h2load()
         mlserver()
-        results = report.Results(
+        results = Results(
+            "Penstock inference beside its references",
             {
                 "time": started.isoformat(timespec="seconds"),
                 "processor": processor(),
                 "cores": len(cores),
                 "quick": chosen.quick,
                 "versions": versions(),
-            }
+            },
         )
         for name in chosen.sections or SECTIONS:
             try:
@@ -63,15 +55,7 @@ def main() -> int:
                 # What the other sections find is worth its minutes all the same.
                 results.failures[name] = str(error)
                 step(f"{name} cannot be measured: {error}")
-    folder = CACHE / "results"
-    folder.mkdir(exist_ok=True)
-    base = folder / f"{started:%Y%m%dT%H%M%SZ}"
-    report.write_json(results, base.with_suffix(".json"))
-    report.draw(results, base.with_suffix(".png"))
-    wide = Console() if sys.stdout.isatty() else Console(width=200)
-    report.show(results, wide)
-    wide.print(f"{processor()}, {len(cores)} cores{', a quick run: no figures to quote' if chosen.quick else ''}")
-    wide.print(f"Kept in {base.relative_to(ROOT)}.json and .png")
+    keep(results, started)
     return 1 if results.failures else 0
 
 

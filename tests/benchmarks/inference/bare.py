@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tests.benchmarks.harness import ROOT, BenchError, step
 from tests.benchmarks.inference.models import Model
-from tests.benchmarks.inference.tools import ROOT, BenchError, step
 
 
 class Bare:

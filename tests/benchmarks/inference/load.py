@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.inference.tools import BenchError, h2load
+from tests.benchmarks.harness import BenchError
+from tests.benchmarks.inference.tools import h2load
 from tests.benchmarks.inference.wire import PATH, Request
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+from tests.benchmarks.harness import BenchError
 from tests.benchmarks.inference.models import Model
-from tests.benchmarks.inference.tools import BenchError
 from tests.benchmarks.inference.wire import SERVICE, call
 
 from penstock.oip import inference_pb2

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tests.benchmarks.inference.tools import CACHE, step
+from tests.benchmarks.harness import CACHE, step
 
 FP32, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

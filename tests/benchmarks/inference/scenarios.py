@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
+from tests.benchmarks.harness import BenchError, Taken, compare, in_turn, step
 from tests.benchmarks.inference import servers
 from tests.benchmarks.inference.bare import Bare, bare
 from tests.benchmarks.inference.load import Target, Window
 from tests.benchmarks.inference.loads import load_once, loads, side_by_side
 from tests.benchmarks.inference.models import ECHO_WIDTH, model
-from tests.benchmarks.inference.report import Aim, Curve, Results, Row
-from tests.benchmarks.inference.tools import BenchError, step
 from tests.benchmarks.inference.wire import Request, answer_size, request
+from tests.benchmarks.report import Aim, Curve, Results, Row
 
 ENVOY, GRPCIO = "envoy", "grpcio"
 UNBATCHED, MLSERVER, BARE = "grpcio without batching", "MLServer", "bare ONNX Runtime"
@@ -23,9 +22,7 @@ CONCURRENCY = 128  # 8 connections × 16 streams
 RATE, LATENCY = "requests/s", "median ms"
 MIB = 1 << 20
 
-Measured = TypeVar("Measured")
 Measure = Callable[[], float]
-Taken = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -35,35 +32,6 @@ class Pace:
     rounds: int = 3
     small_s: float = 2.0
     large_s: float = 6.0
-
-
-def in_turn(measures: Mapping[str, Callable[[], Measured]], rounds: int, what: str) -> dict[str, list[Measured]]:
-    """Windows of all, one after the other and every second round backwards: a steady drift then cancels out."""
-    taken: dict[str, list[Measured]] = {name: [] for name in measures}
-    for number in range(rounds):
-        for name in list(measures)[:: -1 if number % 2 else 1]:
-            step(f"{what}: {name}, round {number + 1} of {rounds}")
-            taken[name].append(measures[name]())
-    return taken
-
-
-def compare(
-    section: str, what: str, unit: str, taken: Taken, measured: str, reference: str, aim: Aim | None = None
-) -> Row:
-    """A row from the windows of two that were measured in turn."""
-    pairs = list(zip(taken[measured], taken[reference], strict=True))
-    return Row(
-        section,
-        what,
-        unit,
-        statistics.median(taken[measured]),
-        reference,
-        statistics.median(taken[reference]),
-        ratio=statistics.median(value / base for value, base in pairs),
-        excess=statistics.median(value - base for value, base in pairs),
-        aim=aim,
-        windows={name: taken[name] for name in (measured, reference)},
-    )
 
 
 def target(server: servers.Server, asked: Request) -> Target:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from tests.benchmarks.harness import CACHE, ROOT, BenchError, step
 from tests.benchmarks.inference.models import Model
-from tests.benchmarks.inference.tools import BIN, CACHE, ROOT, BenchError, mlserver, step
+from tests.benchmarks.inference.tools import BIN, mlserver
 from tests.benchmarks.inference.wire import SERVICE, call
 
 from penstock.oip import inference_pb2

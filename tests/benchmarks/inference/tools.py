@@ -1,4 +1,4 @@
-"""What the harness needs besides .venv, installed where it is missing, and how it tells what it is doing."""
+"""What the harness needs besides .venv, installed where it is missing."""
 
 import contextlib
 import importlib.metadata
@@ -6,47 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from rich.console import Console
-from rich.status import Status
+from tests.benchmarks.harness import CACHE, ROOT, BenchError, step
 
-ROOT = Path(__file__).resolve().parents[3]
-CACHE = ROOT / ".cache" / "bench"
 BIN = ROOT / ".venv" / "bin"
 MLSERVER = "mlserver>=1.7,<2"
-
-_console = Console(stderr=True)
-_started = time.monotonic()
-_status: Status | None = None
-
-
-class BenchError(Exception):
-    """A measurement that cannot be had, and why."""
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[None]:
-    """Shows the present step: in place on a terminal, a line each elsewhere."""
-    global _status  # noqa: PLW0603  # one process, one terminal
-    if not _console.is_terminal:
-        yield
-        return
-    with _console.status("") as _status:
-        yield
-    _status = None
-
-
-def step(text: str) -> None:
-    elapsed = f"{time.monotonic() - _started:4.0f} s"
-    if _status is not None:
-        _status.update(f"{elapsed}  {text}")
-    else:
-        print(f"{elapsed}  {text}", file=sys.stderr, flush=True)
 
 
 def run(*command: "str | Path", cwd: Path = ROOT) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import onnxruntime
+from tests.benchmarks.harness import CACHE, BenchError, step
 from tests.benchmarks.inference.models import Model
-from tests.benchmarks.inference.tools import CACHE, BenchError, step
 
 from penstock.oip import inference_pb2
 

@@ -88,6 +88,7 @@ class Curve:
 class Results:
     """Everything one run found."""
 
+    title: str
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     growth: list[Curve] = field(default_factory=list)
@@ -105,7 +106,7 @@ def number(value: float | None) -> str:
 
 
 def show(results: Results, console: Console) -> None:
-    table = Table(title="Penstock inference beside its references")
+    table = Table(title=results.title)
     for title in ("what", "unit", "measured", "reference", "its value", "ratio", "aim", "verdict"):
         right = title in {"measured", "its value", "ratio"}
         table.add_column(title, justify="right" if right else "left", no_wrap=right)
@@ -175,43 +176,52 @@ def _plain(content: Any) -> Any:
 
 
 def draw(results: Results, path: Path) -> None:
-    """The curves of growth, and how far each aim is exceeded or missed."""
+    """How far each aim is exceeded or missed, and the curves of growth where there are any."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     aims = [row for row in results.rows if row.aim is not None]
-    size = (17, max(6, 0.55 * len(aims)))
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
-    left.set_title("MLP 784-128-128-10, one row a request")
-    for curve in results.growth:
-        left.plot(curve.concurrency, curve.per_second, marker="o", label=curve.server)
+    panels = 2 if results.growth else 1
+    figure, axes = plt.subplots(
+        1, panels, figsize=(8.5 * panels, max(6, 0.55 * len(aims))), layout="constrained", squeeze=False
+    )
     if results.growth:
-        left.set_xscale("log", base=2)
-        left.set_xticks(results.growth[0].concurrency)
-        left.xaxis.set_major_formatter("{x:g}")
-        left.legend()
-    left.set(xlabel="requests in flight", ylabel="requests per second", ylim=(0, None))
-    left.yaxis.set_major_formatter("{x:,.0f}")
-    left.grid(visible=True, alpha=0.3)
-
-    right.set_title("Aims: how many times better than the aim (right of the line is met)")
-    margins = [_margin(row) for row in aims]
-    colours = ["tab:green" if margin >= 1 else "tab:red" for margin in margins]
-    right.barh(range(len(aims)), [margin - 1 for margin in margins], left=1, color=colours)
-    labels = [f"{row.section}: {row.what}" + (f"\nbeside {row.reference}" if row.reference else "") for row in aims]
-    right.set_yticks(range(len(aims)), labels, fontsize=8)
-    for at, row in enumerate(aims):
-        right.text(1.02, at, row.verdict, va="center", fontsize=8)
-    right.set_xscale("log", base=2)
-    right.xaxis.set_major_formatter("{x:g}")
-    right.set_xlim(min([*margins, 0.5]) / 1.2, max([*margins, 2]) * 1.2)
-    right.axvline(1, color="black", linewidth=1)
-    right.invert_yaxis()
+        _draw_growth(axes[0, 0], results.growth)
+    _draw_aims(axes[0, -1], aims)
     figure.supxlabel("\n".join(results.notes), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_growth(axes: Any, curves: Sequence[Curve]) -> None:
+    axes.set_title("MLP 784-128-128-10, one row a request")
+    for curve in curves:
+        axes.plot(curve.concurrency, curve.per_second, marker="o", label=curve.server)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(curves[0].concurrency)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend()
+    axes.set(xlabel="requests in flight", ylabel="requests per second", ylim=(0, None))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(visible=True, alpha=0.3)
+
+
+def _draw_aims(axes: Any, aims: Sequence[Row]) -> None:
+    axes.set_title("Aims: how many times better than the aim (right of the line is met)")
+    margins = [_margin(row) for row in aims]
+    colours = ["tab:green" if margin >= 1 else "tab:red" for margin in margins]
+    axes.barh(range(len(aims)), [margin - 1 for margin in margins], left=1, color=colours)
+    labels = [f"{row.section}: {row.what}" + (f"\nbeside {row.reference}" if row.reference else "") for row in aims]
+    axes.set_yticks(range(len(aims)), labels, fontsize=8)
+    for at, row in enumerate(aims):
+        axes.text(1.02, at, row.verdict, va="center", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(min([*margins, 0.5]) / 1.2, max([*margins, 2]) * 1.2)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
 
 
 def _margin(row: Row) -> float:

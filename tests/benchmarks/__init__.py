@@ -1,0 +1,1 @@
+"""How fast Penstock is, beside its references. `make help` lists the commands."""
