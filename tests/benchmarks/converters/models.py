@@ -16,7 +16,7 @@ TOKENS, WIDTH, HEADS, HIDDEN, DEPTH, WORDS = 128, 768, 12, 3072, 12, 30_000
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, how many rows a run has, and what the issue of its speed is."""
+    """A model, how many rows a run has, and what it is to reach."""
 
     build: Callable[[], Model]
     rows: int
@@ -57,6 +57,7 @@ SUBJECTS = {
     "decoder": Subject(lambda: transformer(causal=True), 1, "int8", 1.15, 1.8, pytorch=True),
     "masked-lstm": Subject(masked_lstm, 8, "int8", 3),
     "plain-gru": Subject(plain_gru, 8, None, 3),
+    "plain-gru-one-row": Subject(plain_gru, 1, None, 3),
     "efficientnet-b0": Subject(
         lambda: keras.applications.EfficientNetB0(weights=None), 1, "int8-static", 1, conversion_aim_s=25
     ),
