@@ -4,16 +4,16 @@ import argparse
 import datetime as dt
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from importlib.metadata import version
 
 from tests.benchmarks.converters import measuring
 from tests.benchmarks.converters.models import SUBJECTS
 from tests.benchmarks.converters.ways import THREADS
-from tests.benchmarks.harness import keep, processor
+from tests.benchmarks.harness import keep, processor, progress
 from tests.benchmarks.report import Aim, Results, Row
 
 MEAN_AIM = 1.6
+PACKAGES = ("keras", "onnx", "onnxruntime", "tensorflow-cpu", "tf2onnx")
 
 
 def main() -> int:
@@ -26,11 +26,11 @@ def main() -> int:
     machine = {"time": started.isoformat(timespec="seconds"), "processor": processor(), "cores": THREADS}
     results = Results(
         "Converted graphs beside their references",
-        {**machine, "quick": False, "versions": measuring.versions()},
+        {**machine, "quick": False, "versions": {name: version(name) for name in PACKAGES}},
     )
-    # What TensorFlow and tf2onnx take for a large model they never give back: each model has a process of its own.
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for found, missing in pool.map(measuring.measure, chosen.models or SUBJECTS):
+    with progress():
+        for name in chosen.models or SUBJECTS:
+            found, missing = measuring.measure(name)
             results.rows += found
             results.failures |= missing
     ratios = [row.ratio for row in results.rows if row.reference == measuring.TENSORFLOW and row.ratio]

@@ -1,82 +1,59 @@
-"""Measures one model in every way that there is, in the process that calls it."""
+"""Measures one model in every way that there is."""
 
-import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter
 
-import onnx
-import onnxruntime
+from tests.benchmarks.converters import graphs, ways
+from tests.benchmarks.converters.models import SUBJECTS
 from tests.benchmarks.harness import BenchError, compare, in_turn, step
 from tests.benchmarks.report import Aim, Row
 
-from penstock.converters import convert, quantize
-from penstock.converters.conversion import _quiet_tensorflow
-
-_quiet_tensorflow()
-
-import keras  # noqa: E402 TensorFlow reads its settings as it is loaded
-import tensorflow as tf  # noqa: E402
-import tf2onnx  # noqa: E402
-from tests.benchmarks.converters import ways  # noqa: E402
-from tests.benchmarks.converters.models import SUBJECTS, rows_for  # noqa: E402
-
 PENSTOCK, INT8, STOCK, TENSORFLOW = "Penstock", "Penstock int8", "tf2onnx", "TensorFlow"
 PYTORCH = "torch.onnx, optimized"
-ROUNDS, WINDOW_S = 5, 1.5
+FILES = {PENSTOCK: "penstock.onnx", INT8: "int8.onnx", STOCK: "tf2onnx.onnx", PYTORCH: "pytorch.onnx"}
+ROUNDS = 5
 TENSORFLOW_AIM = 1.2
 
 
-def versions() -> dict[str, str]:
-    return {module.__name__: module.__version__ for module in (keras, onnx, onnxruntime, tf, tf2onnx)}
-
-
 def measure(name: str) -> tuple[list[Row], dict[str, str]]:
-    """Runs every way in turn: a row for each pair that is to be compared, and what there is not, with the reason."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: ways.THREADS])
-    tf.config.threading.set_intra_op_parallelism_threads(ways.THREADS)
+    """A row for each pair that is to be compared; and which there is not, with the reason."""
     subject = SUBJECTS[name]
-    found: list[Row] = []
     missing: dict[str, str] = {}
-    step(f"{name}: building")
-    keras.utils.set_random_seed(7)
-    model = subject.build()
-    rows = rows_for(model, subject.rows)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
         step(f"{name}: converting")
-        start = perf_counter()
-        convert(model, Path(folder) / "model.onnx")
-        seconds = perf_counter() - start
-        graph = onnx.load(Path(folder) / "model.onnx")
-    runs = {PENSTOCK: ways.onnx_runtime(graph, rows), TENSORFLOW: ways.tensorflow(model, rows)}
-    step(f"{name}: the other ways")
-    if subject.int8:
-        runs[INT8] = ways.onnx_runtime(quantize(graph, subject.int8, rows={graph.graph.input[0].name: rows}), rows)
-    try:
-        runs[STOCK] = ways.tf2onnx_itself(model, rows)
-    except BenchError as error:
-        missing[f"{name} beside {STOCK}"] = str(error)
-    if subject.pytorch is not None and (run := ways.torch_onnx(rows, causal=subject.pytorch)):
-        runs[PYTORCH] = run
-    taken = in_turn({way: lambda run=run: rate(run, subject.rows) for way, run in runs.items()}, ROUNDS, name)
+        with ways.process() as own:
+            seconds = own.submit(graphs.penstock, name, folder).result()
+        for way, make in {STOCK: graphs.tf2onnx, **({PYTORCH: graphs.pytorch} if subject.pytorch else {})}.items():
+            step(f"{name}: converting by {way}")
+            try:
+                with ways.process() as own:
+                    own.submit(make, name, folder).result()
+            except BenchError as error:
+                missing[f"{name} beside {way}"] = str(error)
+        rows = folder / "rows.npy"
+        processes = {
+            way: stack.enter_context(ways.process(ways.onnx_runtime, folder / file, rows))
+            for way, file in FILES.items()
+            if (folder / file).exists()
+        }
+        processes[TENSORFLOW] = stack.enter_context(ways.process(ways.tensorflow, name, rows))
+        for way, process in processes.items():
+            step(f"{name}: {way}, warming up")
+            process.submit(ways.rate).result()
+        windows = {way: lambda own=own: own.submit(ways.rate).result() for way, own in processes.items()}
+        taken = in_turn(windows, ROUNDS, name)
+    found = []
     for way, reference, aim in (
         (PENSTOCK, STOCK, subject.fp32_aim),
         (INT8, STOCK, subject.int8_aim),
         (PENSTOCK, PYTORCH, None),
         (PENSTOCK, TENSORFLOW, TENSORFLOW_AIM),
     ):
-        if way in runs and reference in runs:
+        if way in taken and reference in taken:
             bound = Aim("ratio", aim, True) if aim else None
             found.append(compare(name, way, "rows/s", taken, way, reference, bound))
     bound = Aim("value", subject.conversion_aim_s, False) if subject.conversion_aim_s else None
     found.append(Row(name, "conversion", "s", seconds, aim=bound))
     return found, missing
-
-
-def rate(run: ways.Run, rows: int) -> float:
-    """Rows per second over a window."""
-    start, runs = perf_counter(), 0
-    while perf_counter() - start < WINDOW_S:
-        run()
-        runs += 1
-    return rows * runs / (perf_counter() - start)

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import keras
 import numpy as np
-from keras import layers
 
+from penstock.converters.conversion import _quiet_tensorflow
 from penstock.converters.variants import Form
+
+_quiet_tensorflow()
+
+import keras  # noqa: E402 TensorFlow reads its settings as it is loaded
+from keras import layers  # noqa: E402
 
 Model = Any  # Keras publishes no types
 TOKENS, WIDTH, HEADS, HIDDEN, DEPTH, WORDS = 128, 768, 12, 3072, 12, 30_000
@@ -26,8 +30,8 @@ class Subject:
     fp32_aim: float
     int8_aim: float | None = None
     conversion_aim_s: float | None = None
-    # The same architecture in PyTorch: whether it is causal.
-    pytorch: bool | None = None
+    # The same architecture in PyTorch.
+    pytorch: Literal["causal", "encoder"] | None = None
 
 
 def transformer(*, causal: bool) -> Model:
@@ -53,8 +57,8 @@ def plain_gru() -> Model:
 
 
 SUBJECTS = {
-    "encoder": Subject(lambda: transformer(causal=False), 1, "int8", 1.15, 1.8, pytorch=False),
-    "decoder": Subject(lambda: transformer(causal=True), 1, "int8", 1.15, 1.8, pytorch=True),
+    "encoder": Subject(lambda: transformer(causal=False), 1, "int8", 1.15, 1.8, pytorch="encoder"),
+    "decoder": Subject(lambda: transformer(causal=True), 1, "int8", 1.15, 1.8, pytorch="causal"),
     "masked-lstm": Subject(masked_lstm, 8, "int8", 3),
     "plain-gru": Subject(plain_gru, 8, None, 3),
     "plain-gru-one-row": Subject(plain_gru, 1, None, 3),
@@ -63,6 +67,12 @@ SUBJECTS = {
     ),
     "resnet-50": Subject(lambda: keras.applications.ResNet50(weights=None), 1, "int8-static", 1, conversion_aim_s=15),
 }
+
+
+def built(name: str) -> Model:
+    """The same model in every process."""
+    keras.utils.set_random_seed(7)
+    return SUBJECTS[name].build()
 
 
 def rows_for(model: Model, size: int) -> Any:
