@@ -43,8 +43,8 @@ _LARGE_BYTES = 2**20
 """Weights from this size on are kept out of TensorFlow's graphs, which are copied twenty times on the way."""
 
 
-_READS_UNSEEN = {"BatchMatMulV2", "Einsum", "GatherV2", "MatMul", "Reshape"}
-"""Operators that tf2onnx translates without a look at a weight; convolutions and recurrent layers rearrange theirs."""
+_READS_UNSEEN = {"BatchMatMulV2", "Conv2D", "Conv3D", "Einsum", "GatherV2", "MatMul", "Reshape"}
+"""Operators that tf2onnx translates without a look at a weight."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def trace(source: KerasSource) -> TracedGraph:
         # An identity makes an output of what is an input, too.
         return [tf.identity(next(output for output in outputs if id(output) == key)) for key in distinct]
 
-    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in (*source.inputs, *large)]
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in source.inputs]
+    specs += [tf.TensorSpec(weight.shape, weight.dtype, name=weight.path) for weight in large]
     layers = source.layers
     with (
         tf.device("/CPU:0"),
@@ -196,7 +197,7 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
                     custom_rewriter=tf_strings.rewriters(traced.tables),
                     continue_on_error=True,
                 )
-                model = optimizer.optimize_graph(translated, optimizers=_optimizers()).make_model("")
+                model = optimizer.optimize_graph(translated, optimizers=_optimizers(translated)).make_model("")
                 _declare_operators(model)
                 _take_in(model, traced.weights)
         except Exception as error:  # tf2onnx raises whatever its handler raised
@@ -216,6 +217,16 @@ _UNWANTED = {"einsum_optimizer", "merge_duplication"}
 """The one writes ten nodes for what `fusion` makes one of. The other keeps just any of several equal nodes, which ONNX
 Runtime merges itself as it loads."""
 
+_OPTIMIZED_OPERATORS = {
+    "remove_redundant_upsample": {"Upsample"},
+    "const_dequantize_optimizer": {"DequantizeLinear"},
+    "loop_optimizer": {"Loop"},
+    "reshape_optimizer": {"Shape"},
+    "global_pool_optimizer": {"ReduceMax", "ReduceMean"},
+    "q_dq_optimizer": {"QuantizeLinear"},
+}
+"""What some of tf2onnx's optimizers are about. Where it is not there, a copy of the graph can be saved."""
+
 
 def _declare_operators(model: onnx.ModelProto) -> None:
     """The versions of the operator sets that the nodes are taken from. Texts need a later one of ONNX."""
@@ -226,9 +237,16 @@ def _declare_operators(model: onnx.ModelProto) -> None:
     model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in versions.items())
 
 
-def _optimizers() -> dict[str, Any]:
+def _optimizers(graph: Any) -> dict[str, Any]:  # noqa: ANN401 tf2onnx publishes no types
     known = optimizer._get_optimizers()  # noqa: SLF001 the only list of them
-    return {name: made for name, made in known.items() if name not in _UNWANTED}
+    nodes = graph.get_nodes()
+    operators = {node.type for node in nodes}
+    has_bodies = any(node.get_body_graphs() for node in nodes)
+    return {
+        name: made
+        for name, made in known.items()
+        if name not in _UNWANTED and (has_bodies or operators & _OPTIMIZED_OPERATORS.get(name, operators))
+    }
 
 
 @contextmanager

@@ -1,18 +1,19 @@
 """The models of the benchmark: built here with random weights, as large as the ones people run."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from penstock.converters.conversion import _quiet_tensorflow
 from penstock.converters.variants import Form
 
-_quiet_tensorflow()
+# Not more than that: TensorFlow is measured as it comes.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402 TensorFlow reads its settings as it is loaded
-from keras import layers  # noqa: E402
+import keras
+from keras import layers
 
 Model = Any  # Keras publishes no types
 TOKENS, WIDTH, HEADS, HIDDEN, DEPTH, WORDS = 128, 768, 12, 3072, 12, 30_000

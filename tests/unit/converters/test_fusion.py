@@ -186,6 +186,13 @@ def test_a_pass_leaves_few_nodes_and_the_same_answers(
 @pytest.mark.parametrize(
     "text",
     [
+        # The convolution is an output, too.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 1, 3, 3] x) => (float[2, 1, 3, 3] c, float[2, 1, 3, 3] o)
+          <float[1, 1, 1, 1] w = {2.0}, float[1] one = {1.0}> {
+            c = Conv (x, w)
+            o = BatchNormalization (c, one, one, one, one)
+        }""",
         # The scores are an output, too.
         """<ir_version: 10, opset_import: ["": 18]>
         g (float[2, 3, 2, 4] q, float[2, 3, 2, 4] k, float[2, 3, 2, 4] v)
@@ -238,7 +245,15 @@ def test_a_pass_leaves_few_nodes_and_the_same_answers(
             o = Add (l, r)
         }""",
     ],
-    ids=["scores-are-read", "softmax-axis", "double", "weight-is-an-input", "other-rows", "other-axis"],
+    ids=[
+        "convolution-is-read",
+        "scores-are-read",
+        "softmax-axis",
+        "double",
+        "weight-is-an-input",
+        "other-rows",
+        "other-axis",
+    ],
 )
 def test_what_only_looks_like_it_stays(text: str) -> None:
     model = parser.parse_model(text)
@@ -248,6 +263,25 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
     rows = _rows(model)
     for answer, expected in zip(_answers(ours, rows), _answers(model, rows), strict=True):
         np.testing.assert_array_equal(answer, expected)
+
+
+def test_batch_normalization_becomes_part_of_a_convolution() -> None:
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 2, 3, 3] x) => (float[2, 2, 3, 3] o)
+          <float[2, 2, 1, 1] w = {1.0, 2.0, 3.0, 4.0}, float[2] b = {0.1, 0.2}, float[2] scale = {1.5, 0.5},
+           float[2] shift = {0.3, -0.2}, float[2] mean = {0.5, 2.0}, float[2] variance = {4.0, 0.25}> {
+            c = Conv (x, w, b)
+            n = BatchNormalization <epsilon = 0.001> (c, scale, shift, mean, variance)
+            r = Relu (n)
+            d = Conv (r, w)
+            o = BatchNormalization (d, scale, shift, mean, variance)
+        }"""
+    )
+    ours = optimize(model)
+    assert [node.op_type for node in ours.graph.node] == ["Conv", "Relu", "Conv"]
+    rows = _rows(model)
+    np.testing.assert_allclose(_answers(ours, rows)[0], _answers(model, rows)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_dead_ends_go_and_bodies_keep_what_they_read() -> None:

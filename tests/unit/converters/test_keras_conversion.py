@@ -413,3 +413,36 @@ def test_large_weights_pass_by_tensorflow(tmp_path: Path, monkeypatch: pytest.Mo
     # The LSTM's and the convolution's are rearranged, so they are constants.
     assert not {(8, 32), (3, 8, 8)} & {weight.shape for weight in traced.weights.values()}
     assert convert(model, tmp_path / "beside.onnx").parity.cases
+
+
+def convolutions() -> Model:
+    images = keras.Input((16, 16, 4))
+    rows = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same", strides=2)(images))
+    rows = layers.Conv2D(6, 3, groups=2, padding="same")(layers.Conv2D(6, 2, dilation_rate=2)(rows))
+    rows = layers.DepthwiseConv2D(3, padding="same")(layers.SeparableConv2D(8, 3, padding="same")(rows))
+    return keras.Model(images, layers.Conv2DTranspose(5, 3, strides=2, padding="same")(rows))
+
+
+def convolutions_of_volumes() -> Model:
+    volumes = keras.Input((8, 8, 8, 2))
+    rows = layers.BatchNormalization()(layers.Conv3D(6, 3, padding="same", strides=2)(volumes))
+    return keras.Model(volumes, layers.Conv3D(3, 2, dilation_rate=2)(rows))
+
+
+@pytest.mark.parametrize("build", [convolutions, convolutions_of_volumes])
+def test_kernels_that_pass_by_tensorflow(
+    build: Callable[[], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penstock.converters import tf2onnx_route
+
+    model = build()
+    for weight in model.weights:
+        weight.assign(np.asarray(weight) + np.random.default_rng(7).normal(0, 0.1, weight.shape))
+    monkeypatch.setattr(tf2onnx_route, "_LARGE_BYTES", 100)  # all but biases
+    conversion = convert(model, tmp_path / "model.onnx")
+    graph = onnx.load(conversion.path).graph
+    operators = [node.op_type for node in graph.node]
+    # One before and one behind: no kernel is transposed when the model runs.
+    assert operators.count("Transpose") == 2
+    assert "BatchNormalization" not in operators
+    assert not {"Mul", "Squeeze"} & set(operators)

@@ -9,12 +9,12 @@ import onnx
 
 from penstock.converters.fusion.activations import fuse_gelu
 from penstock.converters.fusion.attention import fuse_attention
-from penstock.converters.fusion.convolutions import fuse_scaled_convolution
+from penstock.converters.fusion.convolutions import fuse_batch_normalization, fuse_scaled_convolution
 from penstock.converters.fusion.graph import Graph
 from penstock.converters.fusion.normalization import fuse_layer_normalization, fuse_rms_normalization
 from penstock.converters.fusion.pooling import fuse_mean_pooling
 from penstock.converters.fusion.products import (
-    fold_reshapes,
+    fold_constants,
     fuse_bias,
     fuse_einsum,
     fuse_reshapes,
@@ -23,11 +23,12 @@ from penstock.converters.fusion.products import (
 )
 
 PASSES: tuple[Callable[[Graph], None], ...] = (
-    fold_reshapes,
+    fold_constants,
     fuse_layer_normalization,
     fuse_rms_normalization,
     fuse_gelu,
     fuse_mean_pooling,
+    fuse_batch_normalization,
     fuse_scaled_convolution,
     fuse_tensordot,
     fuse_einsum,
@@ -45,8 +46,9 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     What ONNX Runtime does itself as it loads a graph is left to it. Attention and GELU become operators of ONNX Runtime
     (`com.microsoft`); everything else is of the ONNX version of the model. Optimizing twice changes nothing more.
     """
+    graph = Graph(model)
     for fuse in PASSES:
-        graph = Graph(model)
         fuse(graph)
-        model = graph.finish()
-    return model
+        if graph.has_changed:
+            graph = Graph(graph.finish())
+    return graph.finish()

@@ -6,7 +6,30 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from penstock.converters.fusion.graph import Graph
+from penstock.converters.fusion.graph import Graph, attribute
+
+
+def fuse_batch_normalization(graph: Graph) -> None:
+    """BatchNormalization(Conv(x, w, b), γ, β, μ, σ²) -> Conv(x, s · w, s · (b - μ) + β) with s = γ / √(σ² + ε)."""
+    for node in graph.nodes("BatchNormalization"):
+        convolution = graph.made_by(node.input[0], "Conv")
+        is_training = attribute(node, "training_mode", 0) or len(node.output) > 1
+        if convolution is None or is_training or not graph.is_only_for(node.input[0], node):
+            continue
+        weight, *numbers = (graph.constant(tensor) for tensor in (convolution.input[1], *node.input[1:]))
+        bias = graph.constant(convolution.input[2]) if len(convolution.input) > 2 else np.float64(0)
+        if weight is None or bias is None or any(number is None for number in numbers):
+            continue
+        gamma, beta, mean, variance = (np.asarray(number, np.float64) for number in numbers)
+        scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        shifted = (bias - mean) * scale + beta
+        inputs = [
+            convolution.input[0],
+            graph.add_constant(scaled, f"{node.name}/weight", weight.dtype),
+            graph.add_constant(shifted, f"{node.name}/bias", weight.dtype),
+        ]
+        graph.copy(convolution, inputs, node.output[0])
 
 
 def fuse_scaled_convolution(graph: Graph) -> None:

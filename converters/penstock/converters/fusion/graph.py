@@ -35,6 +35,7 @@ class Graph:
         self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self._graph.node:
             self._link(node)
+        self.has_changed = False
 
     def nodes(self, *operators: str) -> Iterator[onnx.NodeProto]:
         """The nodes of these operators of ONNX that are there now, less those that go in the meantime."""
@@ -140,6 +141,7 @@ class Graph:
         return self._model
 
     def _link(self, node: onnx.NodeProto) -> None:
+        self.has_changed = True
         self._nodes[id(node)] = node
         self._producers.update((tensor, node) for tensor in node.output if tensor)
         for tensor in dict.fromkeys(tensors_read(node)):

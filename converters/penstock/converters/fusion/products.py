@@ -13,13 +13,21 @@ import onnx
 from penstock.converters.fusion.graph import Graph, Shape, attribute
 
 
-def fold_reshapes(graph: Graph) -> None:
-    """Reshape(weight) -> the weight in that shape."""
-    for node in graph.nodes("Reshape"):
-        weight, sizes = (graph.constant(tensor) for tensor in node.input)
-        # Where a size is zero, the operator takes that of its input.
-        if weight is not None and sizes is not None and sizes.all() and graph.is_inner(node.output[0]):
-            graph.redirect(node.output[0], graph.add_constant(weight.reshape(sizes), node.name))
+def fold_constants(graph: Graph) -> None:
+    """Reshape(weight) and Transpose(weight) -> the weight in that shape."""
+    for node in graph.nodes("Reshape", "Transpose"):
+        weight = graph.constant(node.input[0])
+        if weight is None or not graph.is_inner(node.output[0]):
+            continue
+        if node.op_type == "Transpose":
+            folded = weight.transpose(attribute(node, "perm"))
+        else:
+            sizes = graph.constant(node.input[1])
+            # Where a size is zero, the operator takes that of its input.
+            if sizes is None or not sizes.all():
+                continue
+            folded = weight.reshape(sizes)
+        graph.redirect(node.output[0], graph.add_constant(folded, node.name))
 
 
 def fuse_tensordot(graph: Graph) -> None:
