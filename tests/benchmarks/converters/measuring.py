@@ -12,7 +12,7 @@ from tests.benchmarks.report import Aim, Row
 PENSTOCK, INT8, STOCK, TENSORFLOW = "Penstock", "Penstock int8", "tf2onnx", "TensorFlow"
 PYTORCH = "torch.onnx, optimized"
 FILES = {PENSTOCK: "penstock.onnx", INT8: "int8.onnx", STOCK: "tf2onnx.onnx", PYTORCH: "pytorch.onnx"}
-ROUNDS = 5
+ROUNDS = 15
 TENSORFLOW_AIM = 1.2
 
 

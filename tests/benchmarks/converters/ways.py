@@ -13,7 +13,7 @@ from tests.benchmarks.converters.graphs import inference
 from tests.benchmarks.converters.models import built
 
 THREADS = 2
-WINDOW_S = 1.5
+WINDOW_S = 0.5
 
 # Of this process: what it runs, and how many rows that takes.
 _run: Callable[[], Any] | None = None
