@@ -265,6 +265,80 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
         np.testing.assert_array_equal(answer, expected)
 
 
+_HEADS = """<ir_version: 10, opset_import: ["": 18]>
+g (float[2, 3, 8] x, float[2, 1, 1, 3] bias, bool[2, 1, 3, 3] mask) => (float[2, 3, 8] o)
+  <int64[4] parts = {0, 0, 2, 4}, int64[3] flat = {0, 0, 8}, float two = {2.0}, float half = {0.5}, float low = {-inf},
+   float[2, 1, 1] each = {1.0, 2.0}> {
+    h = Reshape (x, parts)
+    q = Transpose <perm = [0, 2, 1, 3]> (h)
+    v = Transpose <perm = [0, 2, 1, 3]> (h)
+    %s
+    p = Softmax <axis = -1> (m)
+    a = MatMul (p, v)
+    t = Transpose <perm = [0, 2, 1, 3]> (a)
+    o = Reshape (t, flat)
+}"""
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        # PyTorch's scaled_dot_product_attention: half of the scale on either side.
+        """r = Mul (q, half)
+           k = Transpose <perm = [0, 2, 3, 1]> (h)
+           l = Mul (k, half)
+           m = MatMul (r, l)""",
+        # Keys transposed in two steps, the product divided, a bias that is the same for every query.
+        """k = Transpose <perm = [0, 1, 3, 2]> (v)
+           s = MatMul (q, k)
+           d = Div (s, two)
+           m = Add (d, bias)""",
+        # masked_fill
+        """k = Transpose <perm = [0, 2, 3, 1]> (h)
+           s = MatMul (q, k)
+           d = Mul (half, s)
+           m = Where (mask, low, d)""",
+        """k = Transpose <perm = [0, 2, 3, 1]> (h)
+           s = MatMul (q, k)
+           m = Where (mask, s, low)""",
+    ],
+    ids=["scaled", "divided-and-biased", "filled", "chosen"],
+)
+def test_attention_as_products(scores: str) -> None:
+    model = parser.parse_model(_HEADS % scores)
+    ours = optimize(model)
+    operators = Counter(node.op_type for node in ours.graph.node)
+    assert operators["MultiHeadAttention"] == 1
+    assert not {"MatMul", "Softmax", "Transpose", "Div", "Mul"} & set(operators)
+    # Each query has a key to look at, and another that is hidden.
+    rows = _rows(model) | {"mask": np.broadcast_to(np.eye(3, dtype=bool), (2, 1, 3, 3))}
+    np.testing.assert_allclose(_answers(ours, rows)[0], _answers(model, rows)[0], rtol=1e-5, atol=1e-6)
+    assert _bytes(optimize(ours)) == _bytes(ours)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        # A scale of each head's own.
+        """k = Transpose <perm = [0, 2, 3, 1]> (h)
+           s = MatMul (q, k)
+           m = Mul (s, each)""",
+        # One of the heads for all.
+        """w = Constant <value = float[1, 1, 4, 3] {1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0}> ()
+           m = MatMul (q, w)""",
+        # The scores are added to themselves.
+        """k = Transpose <perm = [0, 2, 3, 1]> (h)
+           s = MatMul (q, k)
+           m = Add (s, s)""",
+    ],
+    ids=["scale-of-heads", "other-batch", "added-twice"],
+)
+def test_products_that_only_look_like_attention(scores: str) -> None:
+    operators = Counter(node.op_type for node in optimize(parser.parse_model(_HEADS % scores)).graph.node)
+    assert operators["MatMul"] == 2
+    assert not operators["MultiHeadAttention"]
+
+
 def test_batch_normalization_becomes_part_of_a_convolution() -> None:
     model = parser.parse_model(
         """<ir_version: 10, opset_import: ["": 18]>

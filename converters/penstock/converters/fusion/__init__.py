@@ -8,7 +8,7 @@ from collections.abc import Callable
 import onnx
 
 from penstock.converters.fusion.activations import fuse_gelu
-from penstock.converters.fusion.attention import fuse_attention
+from penstock.converters.fusion.attention import fuse_attention, fuse_product_attention
 from penstock.converters.fusion.convolutions import fuse_batch_normalization, fuse_scaled_convolution
 from penstock.converters.fusion.graph import Graph
 from penstock.converters.fusion.normalization import fuse_layer_normalization, fuse_rms_normalization
@@ -20,6 +20,7 @@ from penstock.converters.fusion.products import (
     fuse_reshapes,
     fuse_sizes,
     fuse_tensordot,
+    fuse_transposes,
 )
 
 PASSES: tuple[Callable[[Graph], None], ...] = (
@@ -35,6 +36,8 @@ PASSES: tuple[Callable[[Graph], None], ...] = (
     fuse_sizes,
     fuse_bias,
     fuse_attention,
+    fuse_product_attention,
+    fuse_transposes,
     fuse_sizes,
     fuse_reshapes,
 )

@@ -1,22 +1,29 @@
-"""Attention over heads, as keras.layers writes it with Einsum, as ONNX Runtime's MultiHeadAttention.
+"""Attention over heads as ONNX Runtime's MultiHeadAttention: with Einsum, as keras.layers writes it, or with MatMul.
 
 The operator's query, key and value have their heads side by side in the last axis: [batch, sequence, heads · size]. A
 mask becomes an addition to the scores, of the very number that Keras puts where nothing may be looked at: a row that
 may look at nothing looks at everything alike, in both.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
-from penstock.converters.fusion.graph import Graph, attribute
+from penstock.converters.fusion.graph import Graph, Shape, attribute
 from penstock.converters.gate import RUNTIME_DOMAIN
+
+_HEADS = [0, 2, 1, 3]
+"""[batch, heads, sequence, size] to [batch, sequence, heads, size] and back."""
+_KEYS = [0, 3, 1, 2]
+"""[batch, heads, size, sequence] to [batch, sequence, heads, size]."""
+_RANK = 4
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """What stands before the Softmax. `mask` and `masked_value` are None without a mask."""
+    """What stands before the Softmax. `mask` and `masked_value` are None without a mask, `bias` if nothing is added."""
 
     query: str
     key: str
@@ -24,6 +31,7 @@ class _Scores:
     mask: str | None
     masked_value: str | None
     tensors: tuple[str, ...]
+    bias: str | None = None
 
 
 def fuse_attention(graph: Graph) -> None:
@@ -31,25 +39,65 @@ def fuse_attention(graph: Graph) -> None:
     for node in graph.nodes("Einsum"):
         if _labels(node) != "abcd,adbe->acbe":
             continue
-        softmax = graph.made_by(node.input[0], "Softmax")
-        if (
-            softmax is None
-            or attribute(softmax, "axis", -1) not in {-1, 3}
-            or not graph.is_only_for(node.input[0], node)
-        ):
+        softmax = _softmax(graph, node)
+        scores = _scores(graph, softmax) if softmax is not None else None
+        if scores is None or not _are_hidden(graph, scores):
             continue
-        scores = _scores(graph, softmax)
-        if scores is not None and _are_hidden(graph, scores):
-            _write(graph, node, scores)
+        answer = _attention(graph, node, scores, node.input[1])
+        if answer is not None:
+            graph.add("Reshape", answer, f"{node.name}/heads", node.output[0])
 
 
-def _write(graph: Graph, node: onnx.NodeProto, scores: _Scores) -> None:
+def fuse_product_attention(graph: Graph) -> None:
+    """MatMul(Softmax(mask(MatMul(scale · q, kᵀ))), v) -> MultiHeadAttention(q, k, v, mask), transposed.
+
+    There, heads stand before the sequence; transposed twice, in the end nothing is.
+    """
+    for node in graph.nodes("MatMul"):
+        softmax = _softmax(graph, node)
+        scores = _product_scores(graph, softmax) if softmax is not None else None
+        if scores is None or not _are_hidden(graph, scores):
+            continue
+        tensors = ((scores.query, _HEADS), (scores.key, _KEYS), (node.input[1], _HEADS))
+        shapes = [graph.shape(tensor) for tensor, _ in tensors]
+        if not _are_of_one_batch(shapes):
+            continue
+        query, key, value = (_transposed(graph, tensor, perm, node.name) for tensor, perm in tensors)
+        answer = _attention(graph, node, replace(scores, query=query, key=key), value)
+        if answer is not None:
+            rows = graph.add("Reshape", answer, f"{node.name}/heads")
+            graph.add("Transpose", [rows], f"{node.name}/answer", node.output[0], perm=_HEADS)
+
+
+def _are_of_one_batch(shapes: Sequence[Shape | None]) -> bool:
+    """Whether all have four axes, and none is repeated along the batch: the operator would not do that."""
+    firsts = {shape[0] for shape in shapes if shape is not None and len(shape) == _RANK}
+    return all(shape is not None and len(shape) == _RANK for shape in shapes) and len(firsts) == 1
+
+
+def _transposed(graph: Graph, tensor: str, perm: list[int], name: str) -> str:
+    transposed = graph.add("Transpose", [tensor], f"{name}/rows", perm=perm)
+    shape = graph.shape(tensor) or ()
+    graph.know(transposed, graph.datatype(tensor), tuple(shape[axis] for axis in perm))
+    return transposed
+
+
+def _softmax(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """The Softmax over the last of four axes that only this node reads, first."""
+    softmax = graph.made_by(node.input[0], "Softmax")
+    if softmax is None or attribute(softmax, "axis", -1) not in {-1, 3}:
+        return None
+    return softmax if graph.is_only_for(node.input[0], node) else None
+
+
+def _attention(graph: Graph, node: onnx.NodeProto, scores: _Scores, value: str) -> list[str] | None:
+    """Adds the operator: its answer, flat, and its sizes with heads. None where the heads are not known."""
     name = node.name
-    tensors = (scores.query, scores.key, node.input[1])
+    tensors = (scores.query, scores.key, value)
     sizes = [_head_sizes(graph, tensor) for tensor in tensors]
     (heads, _), _, (_, value_size) = sizes
     if not all(count == heads and size for count, size in sizes):
-        return
+        return None
     flat = [
         graph.add("Reshape", [tensor, _sizes(graph, [0, 0, count * size], name)], f"{name}/flat")
         for tensor, (count, size) in zip(tensors, sizes, strict=True)
@@ -71,7 +119,7 @@ def _write(graph: Graph, node: onnx.NodeProto, scores: _Scores) -> None:
     )
     before = graph.shape(scores.query) or ()
     graph.declare(answer, (*before[:2], heads * value_size))
-    graph.add("Reshape", [answer, _sizes(graph, [0, 0, heads, value_size], name)], f"{name}/heads", node.output[0])
+    return [answer, _sizes(graph, [0, 0, heads, value_size], name)]
 
 
 def _head_sizes(graph: Graph, tensor: str) -> tuple[int, int]:
@@ -111,11 +159,50 @@ def _scores(graph: Graph, softmax: onnx.NodeProto) -> _Scores | None:
     return _Scores(query, key, scale, mask, masked_value, tuple(tensors))
 
 
+def _product_scores(graph: Graph, softmax: onnx.NodeProto) -> _Scores | None:
+    """Those of a MatMul; a mask is chosen, or added as a bias."""
+    tensor = softmax.input[0]
+    tensors = [tensor]
+    mask, masked_value, bias = None, None, None
+    if (masked := _masked(graph, tensor)) is not None:
+        tensor, mask, masked_value = masked
+        tensors.append(tensor)
+    elif (total := graph.made_by(tensor, "Add")) is not None:
+        sides = [pair for pair in graph.operands(total) if _scaled(graph, pair[0], "MatMul")[2] is not None]
+        if len(sides) != 1:
+            return None
+        tensor, bias = sides[0]
+        tensors.append(tensor)
+    unscaled, scale, product = _scaled(graph, tensor, "MatMul")
+    if product is None:
+        return None
+    if unscaled != tensor:
+        tensors.append(unscaled)
+    query, query_scale, _ = _scaled(graph, product.input[0])
+    key, key_scale, _ = _scaled(graph, product.input[1])
+    return _Scores(query, key, scale * query_scale * key_scale, mask, masked_value, tuple(tensors), bias)
+
+
+def _scaled(graph: Graph, tensor: str, *operators: str) -> tuple[str, float, onnx.NodeProto | None]:
+    """What a tensor is a multiple of, how many times that, and the node that makes it, if it is one of these."""
+    node = graph.made_by(tensor, "Mul", "Div")
+    if node is not None:
+        pairs = list(graph.operands(node))
+        for other, number in pairs if node.op_type == "Mul" else pairs[:1]:
+            factor = graph.constant(number)
+            if factor is not None and factor.size == 1 and factor.ndim <= _RANK and factor.item():
+                scale = float(factor.item())
+                return other, scale if node.op_type == "Mul" else 1 / scale, graph.made_by(other, *operators)
+    return tensor, 1.0, graph.made_by(tensor, *operators)
+
+
 def _masked(graph: Graph, tensor: str) -> tuple[str, str, str] | None:
     """The scores, the mask, and the number where it is false."""
     chosen = graph.made_by(tensor, "Where")
     if chosen is not None and _is_number(graph, chosen.input[2]):
         return chosen.input[1], chosen.input[0], chosen.input[2]
+    if chosen is not None and _is_number(graph, chosen.input[1]):
+        return chosen.input[2], graph.add("Not", [chosen.input[0]], f"{chosen.name}/mask"), chosen.input[1]
     total = graph.made_by(tensor, "Add")
     if total is None:
         return None
@@ -155,7 +242,11 @@ def _shape_readers(graph: Graph, scores: _Scores) -> list[onnx.NodeProto]:
 
 
 def _bias(graph: Graph, scores: _Scores, sizes: list[str], name: str) -> str | None:
-    """Zero where the mask is true, [batch or 1, heads or 1, queries, keys]."""
+    """What is added to the scores, zero where a mask is true: [batch or 1, heads or 1, queries, keys]."""
+    if scores.bias is not None:
+        one = _sizes(graph, [1], name)
+        shape = graph.add("Concat", [one, one, *sizes], f"{name}/shape", axis=0)
+        return graph.add("Expand", [scores.bias, shape], f"{name}/bias")
     if scores.mask is None or scores.masked_value is None:
         return None
     mask = scores.mask

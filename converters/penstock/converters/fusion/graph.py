@@ -116,6 +116,11 @@ class Graph:
         """Notes the shape of a new float32 tensor that ONNX cannot infer: it does not know the operator."""
         self._declared.append(helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, shape))
 
+    def know(self, tensor: str, datatype: int | None, shape: Shape) -> None:
+        """Notes what a new tensor is, for whoever asks in the same pass."""
+        if datatype is not None:
+            self._values[tensor] = datatype, shape
+
     def redirect(self, tensor: str, other: str) -> None:
         """Lets all readers of a tensor read another one."""
         for node in self.readers(tensor):

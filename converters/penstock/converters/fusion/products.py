@@ -138,6 +138,20 @@ def fuse_reshapes(graph: Graph) -> None:
             graph.redirect(node.output[0], split.input[0])
 
 
+def fuse_transposes(graph: Graph) -> None:
+    """Transpose(Transpose(x)) -> Transpose(x), or x."""
+    for node in graph.nodes("Transpose"):
+        first = graph.made_by(node.input[0], "Transpose")
+        before, then = (attribute(one, "perm") for one in (first, node)) if first is not None else (None, None)
+        if first is None or before is None or then is None:
+            continue
+        both = [before[axis] for axis in then]
+        if both != sorted(both):
+            graph.add("Transpose", [first.input[0]], node.name, node.output[0], perm=both)
+        elif graph.is_inner(node.output[0]):
+            graph.redirect(node.output[0], first.input[0])
+
+
 def _write(
     graph: Graph, rows: str, weight: str, before: int, rank: int, columns: Sequence[int], replaced: onnx.NodeProto
 ) -> None:
