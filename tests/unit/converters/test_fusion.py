@@ -358,6 +358,32 @@ def test_batch_normalization_becomes_part_of_a_convolution() -> None:
     np.testing.assert_allclose(_answers(ours, rows)[0], _answers(model, rows)[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_weight_that_is_read_as_it_is_is_not_written_twice() -> None:
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (int64[3] ids) => (float[3, 2] o) <float[2, 2] w = {1.0, 2.0, 3.0, 4.0}> {
+            x = Gather (w, ids)
+            t = Transpose <perm = [1, 0]> (w)
+            o = MatMul (x, t)
+        }"""
+    )
+    ours = optimize(model)
+    assert [constant.name for constant in ours.graph.initializer] == ["w"]
+    assert [node.op_type for node in ours.graph.node] == ["Gather", "Transpose", "MatMul"]
+
+
+def test_a_dead_end_is_in_no_ones_way() -> None:
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 1, 3, 3] x) => (float[2, 1, 3, 3] o) <float[1, 1, 1, 1] w = {2.0}, float[1] one = {1.0}> {
+            c = Conv (x, w)
+            dead = Relu (c)
+            o = BatchNormalization (c, one, one, one, one)
+        }"""
+    )
+    assert [node.op_type for node in optimize(model).graph.node] == ["Conv"]
+
+
 def test_dead_ends_go_and_bodies_keep_what_they_read() -> None:
     body = helper.make_graph(
         [helper.make_node("Add", ["x", "c"], ["y"])], "body", [], [helper.make_tensor_value_info("y", 1, [2])]

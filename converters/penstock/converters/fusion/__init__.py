@@ -49,7 +49,8 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     What ONNX Runtime does itself as it loads a graph is left to it. Attention and GELU become operators of ONNX Runtime
     (`com.microsoft`); everything else is of the ONNX version of the model. Optimizing twice changes nothing more.
     """
-    graph = Graph(model)
+    # Not before dead ends are gone: what only they read would seem to be needed.
+    graph = Graph(Graph(model).finish())
     for fuse in PASSES:
         fuse(graph)
         if graph.has_changed:

@@ -71,8 +71,8 @@ def fuse_product_attention(graph: Graph) -> None:
 
 def _are_of_one_batch(shapes: Sequence[Shape | None]) -> bool:
     """Whether all have four axes, and none is repeated along the batch: the operator would not do that."""
-    firsts = {shape[0] for shape in shapes if shape is not None and len(shape) == _RANK}
-    return all(shape is not None and len(shape) == _RANK for shape in shapes) and len(firsts) == 1
+    firsts = [shape[0] for shape in shapes if shape is not None and len(shape) == _RANK]
+    return len(firsts) == len(shapes) and len(set(firsts)) == 1
 
 
 def _transposed(graph: Graph, tensor: str, perm: list[int], name: str) -> str:
@@ -244,22 +244,26 @@ def _shape_readers(graph: Graph, scores: _Scores) -> list[onnx.NodeProto]:
 def _bias(graph: Graph, scores: _Scores, sizes: list[str], name: str) -> str | None:
     """What is added to the scores, zero where a mask is true: [batch or 1, heads or 1, queries, keys]."""
     if scores.bias is not None:
-        one = _sizes(graph, [1], name)
-        shape = graph.add("Concat", [one, one, *sizes], f"{name}/shape", axis=0)
-        return graph.add("Expand", [scores.bias, shape], f"{name}/bias")
+        return graph.add("Expand", [scores.bias, _square(graph, sizes, name)], f"{name}/bias")
     if scores.mask is None or scores.masked_value is None:
         return None
     mask = scores.mask
     both = graph.made_by(mask, "And")
     if both is not None:
         mask = next((other for one, other in graph.operands(both) if _is_all_true(graph, one)), mask)
-    one = _sizes(graph, [1], name)
-    shape = graph.add("Concat", [one, one, *sizes], f"{name}/shape", axis=0)
     true = graph.add_constant(np.True_, f"{name}/true")
-    full = graph.add("And", [graph.add("Expand", [true, shape], f"{name}/all"), mask], f"{name}/mask")
+    full = graph.add(
+        "And", [graph.add("Expand", [true, _square(graph, sizes, name)], f"{name}/all"), mask], f"{name}/mask"
+    )
     return graph.add(
         "Where", [full, graph.add_constant(0.0, f"{name}/zero", np.float32), scores.masked_value], f"{name}/bias"
     )
+
+
+def _square(graph: Graph, sizes: list[str], name: str) -> str:
+    """The sizes [1, 1, queries, keys]."""
+    one = _sizes(graph, [1], name)
+    return graph.add("Concat", [one, one, *sizes], f"{name}/shape", axis=0)
 
 
 def _is_all_true(graph: Graph, tensor: str) -> bool:

@@ -14,12 +14,17 @@ from penstock.converters.fusion.graph import Graph, Shape, attribute
 
 
 def fold_constants(graph: Graph) -> None:
-    """Reshape(weight) and Transpose(weight) -> the weight in that shape."""
+    """Reshape(weight) and Transpose(weight) -> the weight in that shape.
+
+    A weight that others read as it is, such as an embedding that is the last product's, too, is not written twice.
+    """
     for node in graph.nodes("Reshape", "Transpose"):
         weight = graph.constant(node.input[0])
         if weight is None or not graph.is_inner(node.output[0]):
             continue
         if node.op_type == "Transpose":
+            if any(reader.op_type != "Transpose" for reader in graph.readers(node.input[0])):
+                continue
             folded = weight.transpose(attribute(node, "perm"))
         else:
             sizes = graph.constant(node.input[1])
