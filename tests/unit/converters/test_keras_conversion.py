@@ -283,7 +283,7 @@ def test_samples_that_do_not_fit(samples: dict[str, Any], message: str, tmp_path
     [
         (classifier, {"extreme", "empty"}, {"nan": "no number"}),
         (masked_series, {"padded"}, {"empty": "cannot run them"}),
-        (series, {"extreme", "padded"}, {"nan": "no number", "empty": "fails on them"}),
+        (series, {"extreme", "padded"}, {"nan": "no number", "empty": "cannot run them"}),
         (normalized, {"extreme", "empty"}, {"nan": "no number"}),
     ],
 )
