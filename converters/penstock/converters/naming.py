@@ -9,6 +9,7 @@ from onnx import helper
 
 from penstock.converters.gate import nodes_of
 from penstock.converters.signature import Signature, TensorSpec, onnx_type
+from penstock.converters.weights import without_weights
 
 IR_VERSION = 10
 """ONNX Runtime loads it since 1.18; opset 18 needs 8."""
@@ -23,8 +24,8 @@ def finish(
     and may be an input. Other tensors and nodes keep their names as far as these are free, without the counters of
     converters.
     """
-    graph = onnx.GraphProto()
-    graph.CopyFrom(model.graph)
+    graph = without_weights(model).graph
+    graph.initializer.extend(onnx.TensorProto(name=constant.name) for constant in model.graph.initializer)
     del graph.output[:]
     graph.output.extend(helper.make_empty_tensor_value_info(present) for present in dict.fromkeys(outputs))
     _bypass_identities(graph, {})
@@ -45,7 +46,7 @@ def finish(
     graph.node.extend(helper.make_node("Identity", [first], [copy], name=copy) for first, copy in copies)
     graph.name, graph.doc_string = name, ""
     domains = {node.domain for node in nodes_of(graph)} | {""}
-    return helper.make_model(
+    finished = helper.make_model(
         graph,
         producer_name="penstock",
         producer_version=version("penstock"),
@@ -54,6 +55,12 @@ def finish(
             (entry for entry in model.opset_import if entry.domain in domains), key=lambda entry: str(entry.domain)
         ),
     )
+    weights = {names[constant.name]: constant for constant in model.graph.initializer if constant.name in names}
+    for constant in finished.graph.initializer:
+        named = constant.name
+        constant.CopyFrom(weights[named])
+        constant.name, constant.doc_string = named, ""
+    return finished
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:

@@ -52,11 +52,11 @@ class TracedGraph:
     """A TensorFlow graph with its weights as constants, and the names of its tensors in the order of the source's.
 
     An output name comes twice if the model gives one tensor under two names. Large weights are inputs of the graph
-    besides: `weights` has their values, by the names of the tensors.
+    besides: `weights` has them, by the names of the tensors.
     """
 
     graph: Any
-    weights: Mapping[str, NDArray[Any]]
+    weights: Mapping[str, keras.Variable]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tables: Mapping[str, tf_strings.Table]
@@ -103,8 +103,7 @@ def trace(source: KerasSource) -> TracedGraph:
         graph = tf_loader.from_function(function, inputs, outputs)
     tables = tf_strings.captured_tables(function, layers)
     weights = {
-        tensor.op.name: keras.ops.convert_to_tensor(weight).numpy()
-        for tensor, weight in zip(function.inputs[count : len(specs)], large, strict=True)
+        tensor.op.name: weight for tensor, weight in zip(function.inputs[count : len(specs)], large, strict=True)
     }
     return TracedGraph(
         graph,
@@ -126,7 +125,7 @@ def _standing_for(pairs: Iterable[tuple[Any, Any]]) -> Iterator[None]:
         yield
 
 
-def _set_aside(graph: Any, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:  # noqa: ANN401 a GraphDef
+def _set_aside(graph: Any, weights: Mapping[str, keras.Variable]) -> dict[str, keras.Variable]:  # noqa: ANN401 a GraphDef
     """The weights, by the names of their tensors, that only such operators read as need not know their values.
 
     The others become constants of the graph.
@@ -144,16 +143,24 @@ def _set_aside(graph: Any, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDA
             aside[f"{node.name}:0"] = weight
         else:
             node.CopyFrom(tf.compat.v1.NodeDef(name=node.name, op="Const"))
-            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(weight))
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(_value(weight)))
             node.attr["dtype"].type = node.attr["value"].tensor.dtype
     return aside
 
 
-def _take_in(model: onnx.ModelProto, weights: Mapping[str, NDArray[Any]]) -> None:
+def _value(weight: keras.Variable) -> NDArray[Any]:
+    """Not for keeping: it may be a copy."""
+    value: NDArray[Any] = keras.ops.convert_to_tensor(weight).numpy()
+    return value
+
+
+def _take_in(model: onnx.ModelProto, weights: Mapping[str, keras.Variable]) -> None:
     """Makes the inputs that stand for weights weights."""
     inputs = [value for value in model.graph.input if value.name not in weights]
     model.graph.initializer.extend(
-        numpy_helper.from_array(weights[value.name], value.name) for value in model.graph.input if value.name in weights
+        numpy_helper.from_array(_value(weights[value.name]), value.name)
+        for value in model.graph.input
+        if value.name in weights
     )
     del model.graph.input[:]
     model.graph.input.extend(inputs)
@@ -198,10 +205,10 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
                     continue_on_error=True,
                 )
                 model = optimizer.optimize_graph(translated, optimizers=_optimizers(translated)).make_model("")
-                _declare_operators(model)
-                _take_in(model, traced.weights)
         except Exception as error:  # tf2onnx raises whatever its handler raised
             raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors) or error}.") from error
+    _declare_operators(model)
+    _take_in(model, traced.weights)
     if unknown := unknown_operators(model):
         raise UnsupportedModelError(
             f"ONNX opset {OPSET} cannot say what these layers do: {_placed(unknown, source.layer_names)}. "

@@ -30,8 +30,10 @@ class Written:
 
 def write(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX publishes no types
     """Writes the model to `target`, all or nothing: a crash leaves the old model, or none. Raises `ConversionError`."""
+    from penstock.converters import weights  # noqa: PLC0415 loads ONNX
+
     with _telling(target):
-        if model.ByteSize() <= EXTERNAL_ABOVE_BYTES:
+        if weights.size_bytes(model) <= EXTERNAL_ABOVE_BYTES:
             return _write_graph(target, model, None)
         return _write_with_data(target, model)
 
@@ -77,13 +79,9 @@ def _copy(source: Path, target: Path) -> None:
 
 def _write_with_data(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX publishes no types
     """The weights' file is named by its digest: until the graph is replaced, the old graph still finds the old one."""
-    import onnx  # noqa: PLC0415 only for large models
-
     temporary = _temporary(target)
-    graph = onnx.ModelProto()
-    graph.CopyFrom(model)
     try:
-        data = _move_weights(graph, temporary, target)
+        data, graph = _split(model, temporary, target)
         is_new = not data.exists()
         temporary.replace(data)
         try:
@@ -96,26 +94,33 @@ def _write_with_data(target: Path, model: Any) -> Written:  # noqa: ANN401 ONNX 
         temporary.unlink(missing_ok=True)
 
 
-def _move_weights(graph: Any, temporary: Path, target: Path) -> Path:  # noqa: ANN401 ONNX publishes no types
-    """Writes the large weights to `temporary`, makes the graph name the file that it will be, and returns that."""
-    from onnx import external_data_helper  # noqa: PLC0415 only for large models
+def _split(model: Any, temporary: Path, target: Path) -> tuple[Path, Any]:  # noqa: ANN401 ONNX publishes no types
+    """Writes the large weights to `temporary`; returns the file that it will be, and a graph that names it."""
+    from onnx import TensorProto, external_data_helper  # noqa: PLC0415 only for large models
 
+    from penstock.converters import weights  # noqa: PLC0415 loads ONNX
+
+    graph = weights.without_weights(model)
     digest = hashlib.sha256()
     moved: list[tuple[Any, int, int]] = []
     with temporary.open("xb") as file:
-        for tensor in graph.graph.initializer:
-            if len(tensor.raw_data) < _EXTERNAL_TENSOR_BYTES:
+        for tensor in model.graph.initializer:
+            content: bytes = tensor.raw_data  # each look at it is a copy
+            if len(content) < _EXTERNAL_TENSOR_BYTES:
+                graph.graph.initializer.append(tensor)
                 continue
-            moved.append((tensor, file.tell(), len(tensor.raw_data)))
-            file.write(tensor.raw_data)
-            digest.update(tensor.raw_data)
+            known = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type, raw_data=b"")
+            graph.graph.initializer.append(known)
+            moved.append((graph.graph.initializer[-1], file.tell(), len(content)))
+            file.write(content)
+            digest.update(content)
         file.flush()
         os.fsync(file.fileno())
     data = target.with_name(f"{target.stem}-{digest.hexdigest()[:16]}.data")
     for tensor, offset, length in moved:
         external_data_helper.set_external_data(tensor, data.name, offset=offset, length=length)
         tensor.ClearField("raw_data")
-    return data
+    return data, graph
 
 
 def _write_graph(target: Path, model: Any, data: Path | None) -> Written:  # noqa: ANN401 ONNX publishes no types

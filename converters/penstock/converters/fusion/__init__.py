@@ -49,10 +49,10 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     What ONNX Runtime does itself as it loads a graph is left to it. Attention and GELU become operators of ONNX Runtime
     (`com.microsoft`); everything else is of the ONNX version of the model. Optimizing twice changes nothing more.
     """
-    # Not before dead ends are gone: what only they read would seem to be needed.
-    graph = Graph(Graph(model).finish())
+    graph = Graph(model)
+    graph.renew()  # what only dead ends read would seem to be needed
     for fuse in PASSES:
         fuse(graph)
         if graph.has_changed:
-            graph = Graph(graph.finish())
+            graph.renew()
     return graph.finish()

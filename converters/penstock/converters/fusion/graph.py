@@ -1,7 +1,7 @@
 """A graph as the passes see it: who makes a tensor, who reads it, what is constant, what shape is known."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from penstock.converters.gate import RUNTIME_DOMAIN, nodes_of, tensors_read
+from penstock.converters.weights import without_weights
 
 _FOLDED_ELEMENTS = 1024
 """Shape inference needs the values of small constants only: the sizes of a Reshape, the axes of a ReduceMean."""
@@ -18,24 +19,17 @@ Shape = tuple[int | str | None, ...]
 
 
 class Graph:
-    """A copy of a model to be changed. Only the nodes of the graph itself change, not those of graphs inside them."""
+    """A model to be changed: a copy that shares the model's weights until it is finished.
+
+    Only the nodes of the graph itself change, not those of graphs inside them.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)
+        self._model = without_weights(model)
         self._graph = self._model.graph
-        self._constants = {constant.name: constant for constant in self._graph.initializer}
-        self._values = _inferred_values(model)
+        self._constants = {constant.name: constant for constant in model.graph.initializer}
         self._kept = {value.name for value in (*self._graph.input, *self._graph.output)}
-        self._names = {tensor for node in nodes_of(self._graph) for tensor in (*node.output, node.name)}
-        self._names |= {*self._constants, *self._kept}
-        self._declared = list(self._graph.value_info)
-        self._nodes: dict[int, onnx.NodeProto] = {}
-        self._producers: dict[str, onnx.NodeProto] = {}
-        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self._graph.node:
-            self._link(node)
-        self.has_changed = False
+        self._index()
 
     def nodes(self, *operators: str) -> Iterator[onnx.NodeProto]:
         """The nodes of these operators of ONNX that are there now, less those that go in the meantime."""
@@ -128,22 +122,42 @@ class Graph:
             node.input[:] = [other if name == tensor else name for name in node.input]
             self._link(node)
 
+    def renew(self) -> None:
+        """Puts the nodes in order, leaves out what no output needs, and infers shapes anew."""
+        self._prune()
+        self._index()
+
     def finish(self) -> onnx.ModelProto:
-        """The model with its nodes in order and without what no output needs."""
+        """The model with its nodes in order and without what no output needs. The graph is not to be used any more."""
+        self._prune()
+        self._graph.initializer.extend(self._constants.values())
+        return self._model
+
+    def _prune(self) -> None:
         nodes = self._needed_in_order()
         read = {tensor for node in nodes for tensor in tensors_read(node)} | self._kept
-        constants = [constant for name, constant in self._constants.items() if name in read]
+        self._constants = {name: constant for name, constant in self._constants.items() if name in read}
         domains = {node.domain for node in nodes_of(onnx.GraphProto(node=nodes))}
         if RUNTIME_DOMAIN in domains - {entry.domain for entry in self._model.opset_import}:
             self._model.opset_import.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
         made = {tensor for node in nodes for tensor in node.output}
         declared = [value for value in self._declared if value.name in made]
-        copy = onnx.GraphProto(node=nodes, initializer=constants, value_info=declared)
-        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
+        copy = onnx.GraphProto(node=nodes, value_info=declared)
+        del self._graph.node[:], self._graph.value_info[:]
         self._graph.node.extend(copy.node)
-        self._graph.initializer.extend(copy.initializer)
         self._graph.value_info.extend(copy.value_info)
-        return self._model
+
+    def _index(self) -> None:
+        self._values = _inferred_values(self._model, self._constants.values())
+        self._names = {tensor for node in nodes_of(self._graph) for tensor in (*node.output, node.name)}
+        self._names |= {*self._constants, *self._kept}
+        self._declared = list(self._graph.value_info)
+        self._nodes: dict[int, onnx.NodeProto] = {}
+        self._producers: dict[str, onnx.NodeProto] = {}
+        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self._graph.node:
+            self._link(node)
+        self.has_changed = False
 
     def _link(self, node: onnx.NodeProto) -> None:
         self.has_changed = True
@@ -189,18 +203,12 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:  # n
     return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
 
 
-def _inferred_values(model: onnx.ModelProto) -> dict[str, tuple[int, Shape]]:
-    """Inferred on a copy whose weights are inputs: their values say nothing about shapes, and may be gigabytes."""
+def _inferred_values(model: onnx.ModelProto, constants: Collection[onnx.TensorProto]) -> dict[str, tuple[int, Shape]]:
+    """Inferred where weights are inputs: their values say nothing about shapes, and may be gigabytes."""
     slim = onnx.ModelProto()
-    slim.opset_import.extend(model.opset_import)
-    slim.ir_version = model.ir_version
-    slim.graph.name = model.graph.name
-    slim.graph.node.extend(model.graph.node)
-    slim.graph.input.extend(model.graph.input)
-    slim.graph.output.extend(model.graph.output)
-    slim.graph.value_info.extend(model.graph.value_info)
+    slim.CopyFrom(model)
     given = {value.name for value in model.graph.input}
-    for constant in model.graph.initializer:
+    for constant in constants:
         if np.prod(constant.dims, dtype=np.int64) <= _FOLDED_ELEMENTS:
             slim.graph.initializer.append(constant)
         elif constant.name not in given:
@@ -209,7 +217,7 @@ def _inferred_values(model: onnx.ModelProto) -> dict[str, tuple[int, Shape]]:
             )
     inferred = onnx.shape_inference.infer_shapes(slim, data_prop=True).graph
     values: dict[str, tuple[int, Shape]] = {
-        constant.name: (constant.data_type, tuple(constant.dims)) for constant in model.graph.initializer
+        constant.name: (constant.data_type, tuple(constant.dims)) for constant in constants
     }
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         tensor = value.type.tensor_type
