@@ -244,6 +244,45 @@ def test_a_pass_leaves_few_nodes_and_the_same_answers(
             r = Mul (n, g1)
             o = Add (l, r)
         }""",
+        # Opset 16 has no LayerNormalization.
+        """<ir_version: 8, opset_import: ["": 16]>
+        g (float[2, 2] x) => (float[2, 2] o) <float e = {0.001}> {
+            m = ReduceMean <axes = [-1]> (x)
+            d = Sub (x, m)
+            q = Mul (d, d)
+            v = ReduceMean <axes = [-1]> (q)
+            a = Add (v, e)
+            s = Sqrt (a)
+            g1 = Reciprocal (s)
+            l = Mul (x, g1)
+            n = Neg (m)
+            r = Mul (n, g1)
+            o = Add (l, r)
+        }""",
+        # A constant of more axes gives the answer more.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[2, 2] x) => (float[1, 2, 2] o)
+          <float[1, 1, 1] half = {0.5}, float one = {1.0}, float root = {0.70710678}> {
+            h = Mul (x, half)
+            n = Neg (x)
+            a = Mul (n, root)
+            e = Erf (a)
+            d = Sub (one, e)
+            o = Mul (h, d)
+        }""",
+        # ONNX Runtime pools no integers.
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (int32[2, 3, 4, 5] x) => (int32[2, 3] o) <int64[2] axes = {1, 2}> {
+            t = Transpose <perm = [0, 2, 3, 1]> (x)
+            o = ReduceMean <keepdims = 0> (t, axes)
+        }""",
+        # Opset 12 takes the Softmax over all axes from the second on.
+        """<ir_version: 7, opset_import: ["": 12]>
+        g (float[2, 2, 3, 4] q, float[2, 2, 4, 3] k, float[2, 2, 3, 4] v) => (float[2, 2, 3, 4] o) {
+            s = MatMul (q, k)
+            p = Softmax (s)
+            o = MatMul (p, v)
+        }""",
     ],
     ids=[
         "convolution-is-read",
@@ -253,6 +292,10 @@ def test_a_pass_leaves_few_nodes_and_the_same_answers(
         "weight-is-an-input",
         "other-rows",
         "other-axis",
+        "old-normalization",
+        "wider-constant",
+        "integers",
+        "old-softmax",
     ],
 )
 def test_what_only_looks_like_it_stays(text: str) -> None:
@@ -330,13 +373,35 @@ def test_attention_as_products(scores: str) -> None:
         """k = Transpose <perm = [0, 2, 3, 1]> (h)
            s = MatMul (q, k)
            m = Add (s, s)""",
+        # So low a number that it hides scores, and not so low that a row of nothing else forgets them.
+        """k = Transpose <perm = [0, 2, 3, 1]> (h)
+           s = MatMul (q, k)
+           n = Constant <value = float {-10000000000.0}> ()
+           m = Where (mask, s, n)""",
+        # The scores are repeated for the bias.
+        """k = Transpose <perm = [0, 2, 3, 1]> (h)
+           s = MatMul (q, k)
+           w = Constant <value = float[1, 2, 2, 1, 1] {1.0, 2.0, 3.0, 4.0}> ()
+           m = Add (s, w)""",
     ],
-    ids=["scale-of-heads", "other-batch", "added-twice"],
+    ids=["scale-of-heads", "other-batch", "added-twice", "forgetful-mask", "wider-bias"],
 )
 def test_products_that_only_look_like_attention(scores: str) -> None:
     operators = Counter(node.op_type for node in optimize(parser.parse_model(_HEADS % scores)).graph.node)
     assert operators["MatMul"] == 2
     assert not operators["MultiHeadAttention"]
+
+
+def test_a_product_of_no_rows() -> None:
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18]>
+        g (float[N, 2, 2] x) => (float[N, 1] o) <float[2, 2, 1] w = {1.0, 2.0, 3.0, 4.0}> {
+            o = Einsum <equation = "abc,bcd->ad"> (x, w)
+        }"""
+    )
+    ours = optimize(model)
+    assert [node.op_type for node in ours.graph.node] == ["Reshape", "MatMul"]
+    assert _answers(ours, {"x": np.zeros((0, 2, 2), np.float32)})[0].shape == (0, 1)
 
 
 def test_batch_normalization_becomes_part_of_a_convolution() -> None:

@@ -22,36 +22,42 @@ from penstock.converters.fusion.products import (
     fuse_tensordot,
     fuse_transposes,
 )
+from penstock.converters.opset import opset_of
 
-PASSES: tuple[Callable[[Graph], None], ...] = (
-    fold_constants,
-    fuse_layer_normalization,
-    fuse_rms_normalization,
-    fuse_gelu,
-    fuse_mean_pooling,
-    fuse_batch_normalization,
-    fuse_scaled_convolution,
-    fuse_tensordot,
-    fuse_einsum,
-    fuse_sizes,
-    fuse_bias,
-    fuse_attention,
-    fuse_product_attention,
-    fuse_transposes,
-    fuse_sizes,
-    fuse_reshapes,
+PASSES: tuple[tuple[Callable[[Graph], None], int], ...] = (
+    (fold_constants, 1),
+    (fuse_layer_normalization, 17),
+    (fuse_rms_normalization, 18),
+    (fuse_gelu, 1),
+    (fuse_mean_pooling, 1),
+    (fuse_batch_normalization, 1),
+    (fuse_scaled_convolution, 1),
+    (fuse_tensordot, 1),
+    (fuse_einsum, 1),
+    (fuse_sizes, 1),
+    (fuse_bias, 1),
+    (fuse_attention, 15),
+    (fuse_product_attention, 15),
+    (fuse_transposes, 1),
+    (fuse_sizes, 1),
+    (fuse_reshapes, 1),
 )
+"""Each with the opset from which on there are the operators that it writes, and those it reads mean what it takes them
+for."""
 
 
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     """A faster graph with the same inputs, outputs and answers; the given one stays as it is.
 
     What ONNX Runtime does itself as it loads a graph is left to it. Attention and GELU become operators of ONNX Runtime
-    (`com.microsoft`); everything else is of the ONNX version of the model. Optimizing twice changes nothing more.
+    (`com.microsoft`); everything else is of the ONNX version of the model, so that one of an old version is changed
+    less: LayerNormalization is there since opset 17. Optimizing twice changes nothing more.
     """
     graph = Graph(model)
     graph.renew()  # what only dead ends read would seem to be needed
-    for fuse in PASSES:
+    for fuse, opset in PASSES:
+        if opset_of(model) < opset:
+            continue
         fuse(graph)
         if graph.has_changed:
             graph.renew()

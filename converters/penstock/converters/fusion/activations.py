@@ -21,6 +21,8 @@ def fuse_gelu(graph: Graph) -> None:
             shape = graph.shape(rows) if rows else None
             if rows is None or shape is None or graph.datatype(rows) != onnx.TensorProto.FLOAT:
                 continue
+            if not graph.has_rank_of(node.output[0], rows):
+                continue
             is_exact = _is_error_function(graph, factor, rows)
             if is_exact or _is_hyperbolic(graph, factor, rows):
                 answer = graph.add(

@@ -96,7 +96,7 @@ def _attention(graph: Graph, node: onnx.NodeProto, scores: _Scores, value: str) 
     tensors = (scores.query, scores.key, value)
     sizes = [_head_sizes(graph, tensor) for tensor in tensors]
     (heads, _), _, (_, value_size) = sizes
-    if not all(count == heads and size for count, size in sizes):
+    if not all(count == heads and size for count, size in sizes) or not _are_widened(graph, scores, heads):
         return None
     flat = [
         graph.add("Reshape", [tensor, _sizes(graph, [0, 0, count * size], name)], f"{name}/flat")
@@ -120,6 +120,19 @@ def _attention(graph: Graph, node: onnx.NodeProto, scores: _Scores, value: str) 
     before = graph.shape(scores.query) or ()
     graph.declare(answer, (*before[:2], heads * value_size))
     return [answer, _sizes(graph, [0, 0, heads, value_size], name)]
+
+
+def _are_widened(graph: Graph, scores: _Scores, heads: int) -> bool:
+    """Whether a mask or bias is repeated for the scores and not they for it, as far as sizes are known."""
+    shape = graph.shape(scores.bias or scores.mask or "")
+    if shape is None:
+        return True
+    before, keys = (graph.shape(tensor) or (None, None) for tensor in (scores.query, scores.key))
+    whole = (before[0], heads, before[1], keys[1])
+    return len(shape) <= _RANK and all(
+        size in {1, None, known} or (isinstance(known, str) and isinstance(size, str) and axis < _RANK - 1)
+        for axis, (size, known) in enumerate(zip(reversed(shape), reversed(whole), strict=False))
+    )
 
 
 def _head_sizes(graph: Graph, tensor: str) -> tuple[int, int]:
@@ -221,9 +234,9 @@ def _masked(graph: Graph, tensor: str) -> tuple[str, str, str] | None:
 
 
 def _is_number(graph: Graph, tensor: str) -> bool:
-    """A float32 so low that no score comes near it."""
+    """A float32 so low that a score added to it is lost: a row of nothing else looks at everything alike."""
     value = graph.constant(tensor)
-    return value is not None and value.size == 1 and value.dtype == np.float32 and float(value.item()) < -1e9
+    return value is not None and value.size == 1 and value.dtype == np.float32 and float(value.item()) < -1e30
 
 
 def _are_hidden(graph: Graph, scores: _Scores) -> bool:

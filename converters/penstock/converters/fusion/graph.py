@@ -66,6 +66,11 @@ class Graph:
         """The sizes that are known: a number, a name, or None. None as a whole if not even the rank is known."""
         return self._values[tensor][1] if tensor in self._values else None
 
+    def has_rank_of(self, tensor: str, other: str) -> bool:
+        """Whether both are known to have as many axes: a constant with more of them gives its reader more, too."""
+        shape, its = self.shape(tensor), self.shape(other)
+        return shape is not None and its is not None and len(shape) == len(its)
+
     def datatype(self, tensor: str) -> int | None:
         """The `onnx.TensorProto.DataType`, if it is known."""
         return self._values[tensor][0] if tensor in self._values else None

@@ -20,7 +20,7 @@ def fuse_layer_normalization(graph: Graph) -> None:
                 continue
             found = _normalized(graph, product, mean_product)
             width = graph.shape(found[0]) if found else None
-            if found and width and isinstance(width[-1], int):
+            if found and width and isinstance(width[-1], int) and graph.has_rank_of(node.output[0], found[0]):
                 rows, gamma, epsilon = found
                 scale = _vector(graph, gamma, width[-1], f"{node.name}/scale", default=1.0)
                 shift = _vector(graph, bias, width[-1], f"{node.name}/bias", default=0.0)
@@ -53,7 +53,7 @@ def fuse_rms_normalization(graph: Graph) -> None:
             if product is None or list(product.input) != [rows, rows] or not shape or not isinstance(shape[-1], int):
                 continue
             scale = _vector(graph, gamma, shape[-1], f"{node.name}/scale", default=1.0)
-            if scale is None or square is None:
+            if scale is None or square is None or not graph.has_rank_of(node.output[0], rows):
                 continue
             name = node.name
             squared = graph.add("Pow", [rows, graph.add_constant(2.0, f"{name}/two", np.float32)], f"{name}/square")

@@ -7,6 +7,9 @@ import onnx
 
 from penstock.converters.fusion.graph import Graph, attribute
 
+_POOLED = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+"""ONNX Runtime pools nothing else on a CPU."""
+
 
 def fuse_mean_pooling(graph: Graph) -> None:
     """The mean of Transpose(x) over height and width -> GlobalAveragePool(x)."""
@@ -18,6 +21,8 @@ def fuse_mean_pooling(graph: Graph) -> None:
             continue
         last = [0, *range(2, len(shape)), 1]
         if attribute(transpose, "perm") != last or _axes(graph, node, len(shape)) != set(range(1, len(shape) - 1)):
+            continue
+        if graph.datatype(images) not in _POOLED:
             continue
         pooled = graph.add("GlobalAveragePool", [images], f"{node.name}/pooled")
         if attribute(node, "keepdims", 1):

@@ -49,7 +49,7 @@ def fuse_tensordot(graph: Graph) -> None:
         before = _axes_before(shape, len(weight))
         columns = _columns(graph, node.input[1], rows, before, weight.shape[1]) if before else None
         if before and columns:
-            _write(graph, rows, product.input[1], before, len(shape), columns, node)
+            _write(graph, rows, product.input[1], len(weight), before, len(shape), columns, node)
 
 
 def fuse_einsum(graph: Graph) -> None:
@@ -66,8 +66,9 @@ def fuse_einsum(graph: Graph) -> None:
         is_product = (left, right, out) == ([*before, *inner], [*inner, *outer], [*before, *outer])
         if is_product and inner and outer and before and len(set(labels)) == len(labels) and "." not in labels:
             columns = weight.shape[len(inner) :]
-            flat = graph.add_constant(weight.reshape(-1, prod(columns)), node.input[1])
-            _write(graph, node.input[0], flat, len(before), len(left), columns, node)
+            matrix = weight.reshape(-1, prod(columns))
+            flat = graph.add_constant(matrix, node.input[1])
+            _write(graph, node.input[0], flat, len(matrix), len(before), len(left), columns, node)
 
 
 def fuse_sizes(graph: Graph) -> None:
@@ -158,12 +159,19 @@ def fuse_transposes(graph: Graph) -> None:
 
 
 def _write(
-    graph: Graph, rows: str, weight: str, before: int, rank: int, columns: Sequence[int], replaced: onnx.NodeProto
+    graph: Graph,
+    rows: str,
+    weight: str,
+    height: int,
+    before: int,
+    rank: int,
+    columns: Sequence[int],
+    replaced: onnx.NodeProto,
 ) -> None:
-    """MatMul of the rows, whose axes behind the first `before` are the weight's rows, in place of a node."""
+    """MatMul of the rows, whose axes behind the first `before` are the weight's `height` rows, in place of a node."""
     name = replaced.name
     if rank > before + 1:
-        rows = graph.add("Reshape", [rows, _kept(graph, before, [-1], name)], f"{name}/rows")
+        rows = graph.add("Reshape", [rows, _kept(graph, before, [height], name)], f"{name}/rows")
     if len(columns) == 1:
         graph.add("MatMul", [rows, weight], name, replaced.output[0])
     else:
