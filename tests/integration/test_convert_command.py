@@ -1,11 +1,13 @@
 """`penstock convert`, on files."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 
 from penstock.cli.convert import convert
 from penstock.cli.inspect import inspect
@@ -71,15 +73,22 @@ def test_json_with_samples(graph: Path, tmp_path: Path) -> None:
     [
         ({"feature": np.ones((5, 8))}, "needed for the inputs ['features']"),
         ({"features": np.asarray([["a", {}]], dtype=object)}, "Cannot read the samples"),
-        (None, "Cannot read the samples"),
+        ({"features": np.full((1, 8), b"\xff")}, "Texts need to be UTF-8"),
+        (b"no archive", "Cannot read the samples"),
+        (np.ones((5, 8)), "Cannot read the samples"),
     ],
 )
-def test_bad_samples(samples: dict[str, object] | None, message: str, graph: Path, tmp_path: Path) -> None:
+def test_bad_samples(
+    samples: dict[str, object] | bytes | NDArray[np.float64], message: str, graph: Path, tmp_path: Path
+) -> None:
     rows = tmp_path / "rows.npz"
-    if samples is None:
-        rows.write_bytes(b"no archive")
-    else:
-        np.savez(rows, **samples)
+    with rows.open("wb") as file:
+        if isinstance(samples, bytes):
+            file.write(samples)
+        elif isinstance(samples, dict):
+            np.savez(file, **samples)
+        else:
+            np.save(file, samples)
     result = run(graph, tmp_path / "out.onnx", "--samples", rows)
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
@@ -126,6 +135,42 @@ def test_one_target_that_is_not_the_source(model: Path, tmp_path: Path) -> None:
     assert "Give one file" in run(model, tmp_path / "a.onnx", "-o", tmp_path / "b.onnx").stderr
     assert "would replace the model itself" in run(model, model).stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--tolerance", "nan"),
+        ("--atol", "inf"),
+        ("--max-seconds", "inf"),
+        ("--max-memory", "nan"),
+        ("--agreement", "nan"),
+    ],
+)
+def test_numbers_are_finite(option: str, value: str, graph: Path, tmp_path: Path) -> None:
+    result = run(graph, tmp_path / "out.onnx", option, value)
+    assert result.exit_code == 2
+    assert "is not a finite number" in result.stderr
+
+
+def test_a_report_replaces_nothing_of_the_conversion(graph: Path, tmp_path: Path) -> None:
+    before, target = graph.read_bytes(), tmp_path / "out.onnx"
+    for report in (graph, target):
+        result = run(graph, target, "--report", report)
+        assert result.exit_code == 2
+        assert "The report would replace" in result.stderr
+    assert "does not exist" in run(graph, target, "--report", tmp_path / "none" / "report.json").stderr
+    assert graph.read_bytes() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_files_are_read_and_replaced(graph: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    assert "is not a file" in run(graph, pipe).stderr
+    assert "Cannot read" in run(pipe, tmp_path / "out.onnx").stderr
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_inspect(graph: Path) -> None:

@@ -98,6 +98,8 @@ def convert(
     target = Path(path)
     if not target.parent.is_dir():
         raise ConversionError(f"Cannot write {target}: its folder {target.parent} does not exist. Create it first.")
+    if target.exists() and not target.is_file():
+        raise ConversionError(f"Cannot write {target}: it is there and is not a file. Name a file.")
     options: dict[str, Any] = {
         "tolerance": tolerance,
         "opset": opset,

@@ -15,7 +15,7 @@ from pathlib import Path
 # How libraries say that there is no memory, in their errors or as they end the process.
 OUT_OF_MEMORY = re.compile(
     rb"bad_alloc|bad allocation|MemoryError|OOM when allocating|[Ff]ailed to allocate memory|[Cc]annot allocate memory"
-    rb"|[Mm]emory allocation|pthread_create|out of memory|Out of memory"
+    rb"|[Mm]emory allocation|failed to map segment|pthread_create|out of memory|Out of memory"
 )
 
 _LEAST_MEMORY_BYTES = 2 * 2**30

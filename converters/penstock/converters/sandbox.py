@@ -57,6 +57,8 @@ def ask(
     exceeded one, and `ConversionError` if it ended in another way. The process ends with this call, however that ends;
     if our own process is killed, `folder` is deleted too.
     """
+    if file.exists() and not file.is_file():
+        raise ConversionError(f"Cannot read {file}: it is no file but a folder, a device or a pipe. Name a file.")
     limits = limits or Limits()
     head = {
         "task": task,

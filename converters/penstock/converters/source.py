@@ -124,8 +124,11 @@ def datatype_of(array: NDArray[Any]) -> str:
 
 
 def as_text(array: NDArray[Any]) -> NDArray[Any]:
-    """Texts of any kind, of bytes too, as objects of type `str`."""
-    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    """Texts of any kind, of bytes too, as objects of type `str`. Raises `InvalidSamplesError`."""
+    try:
+        texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        raise InvalidSamplesError(f"Texts need to be UTF-8; got {error.object[:32]!r}: {error.reason}.") from error
     return np.array(texts, dtype=object).reshape(array.shape)
 
 

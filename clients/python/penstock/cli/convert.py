@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from penstock.cli.output import visible
+from penstock.cli.ranges import FiniteRange
+from penstock.cli.samples import read_samples
 from penstock.cli.variants import (
     agreement_option,
     auto_option,
@@ -21,8 +23,6 @@ from penstock.cli.variants import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from penstock.converters import Conversion, Limits, Tolerance
 
 _STEPS = {
@@ -51,17 +51,17 @@ _STEPS = {
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Difference from the model that an answer may have, absolute and relative. [default: by datatype]",
 )
 @click.option(
     "--atol",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Absolute difference from the model that an answer may have. [default: --tolerance]",
 )
 @click.option(
     "--rtol",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Relative difference from the model that an answer may have. [default: --tolerance]",
 )
 @click.option(
@@ -82,12 +82,12 @@ _STEPS = {
 @click.option(
     "--max-memory",
     "max_memory_gib",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="GiB of memory that reading SOURCE may take. [default: half of the machine's]",
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="How long reading and converting SOURCE may take. [default: 1800]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the signature and the parity report as JSON.")
@@ -118,12 +118,15 @@ def convert(
     from penstock.converters import ConversionError
     from penstock.converters import convert as convert_model
 
+    chosen = _target(source, target, output)
+    if report_file:
+        _check_report(report_file, [source, chosen, samples])
     try:
         with _progress() as on_step:
             conversion = convert_model(
                 source,
-                _target(source, target, output),
-                samples=_read_samples(samples) if samples else None,
+                chosen,
+                samples=read_samples(samples) if samples else None,
                 tolerance=_tolerance(tolerance, atol, rtol),
                 opset=opset,
                 variants=named_forms(variants),
@@ -151,6 +154,14 @@ def _target(source: Path, target: Path | None, output: Path | None) -> Path:
     return chosen
 
 
+def _check_report(report: Path, others: Iterable[Path | None]) -> None:
+    """Before the minutes of a conversion, and before the report replaces what it is about."""
+    if not report.parent.is_dir():
+        raise click.UsageError(f"Cannot write {report}: its folder {report.parent} does not exist. Create it first.")
+    if report.resolve() in {other.resolve() for other in others if other}:
+        raise click.UsageError(f"The report would replace {report}. Name another file with --report.")
+
+
 def _tolerance(both: float | None, absolute: float | None, relative: float | None) -> "Tolerance | None":
     from penstock.converters import Tolerance
 
@@ -175,48 +186,6 @@ def _limits(max_memory_gib: float | None, max_seconds: float | None) -> "Limits"
         # Whoever gives the time means the clock on the wall; that of the processors must not stop before it.
         limits = replace(limits, wall_seconds=max_seconds, cpu_seconds=int(max_seconds * (os.cpu_count() or 1)) + 1)
     return limits
-
-
-def _read_samples(path: Path) -> Mapping[str, "NDArray[Any]"]:
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
-
-
-def _read_npz(path: Path) -> Mapping[str, "NDArray[Any]"]:
-    import zipfile
-
-    import numpy as np
-
-    from penstock.converters import InvalidSamplesError
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidSamplesError(
-            f"Cannot read the samples {path}: {error}. Write them with numpy.savez: numbers only, an array for each "
-            "input."
-        ) from error
-
-
-def _read_parquet(path: Path) -> Mapping[str, "NDArray[Any]"]:
-    """A column is an input; one whose cells are lists has their items along the second axis."""
-    import numpy as np
-
-    from penstock.converters import InvalidSamplesError
-
-    try:
-        from pyarrow import ArrowException, parquet
-    except ModuleNotFoundError as error:
-        raise InvalidSamplesError(
-            f"Cannot read the samples {path}: .parquet needs pyarrow. pip install pyarrow, or give an .npz file."
-        ) from error
-    try:
-        table = parquet.read_table(path)
-        return {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
-    except (OSError, ValueError, ArrowException) as error:
-        raise InvalidSamplesError(
-            f"Cannot read the samples {path}: {error}. Write a column for each input, with lists of one length in it."
-        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from penstock.cli.output import visible
+from penstock.cli.ranges import FiniteRange
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,12 +30,12 @@ auto_option = click.option(
 )
 agreement_option = click.option(
     "--agreement",
-    type=click.FloatRange(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     help="Share of rows on which a variant of a classifier must name the model's class. [default: 0.99]",
 )
 error_option = click.option(
     "--relative-error",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="How far other answers of a variant may be from the model's, relative to their size. [default: 0.05]",
 )
 
