@@ -112,7 +112,9 @@ class KerasSource:
 
     @cached_property
     def _predict(self) -> Callable[..., list[Any]]:
-        """`call` in a graph, in half the time; without one where a layer must see the sizes of its inputs."""
+        """`call` in a graph, in half the time; without one where sizes change, which not every layer learns there."""
+        if any(None in tensor.shape[1:] for tensor in self.inputs):
+            return self.call
         function = tf.function(self.call, autograph=False)
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in self.inputs]
         try:

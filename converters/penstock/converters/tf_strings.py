@@ -46,7 +46,8 @@ def captured_tables(function: Any, layers: Iterable[Any]) -> dict[str, Table]:  
         for table in tables:
             if outer is table.resource_handle:
                 keys, values = (_values(tensor.numpy()) for tensor in table.export())
-                found[inner.op.name] = Table(keys, values)
+                order = np.argsort(keys)  # TensorFlow's own is another in every process
+                found[inner.op.name] = Table(keys[order], values[order])
     return found
 
 
