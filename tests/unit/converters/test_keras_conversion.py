@@ -257,7 +257,7 @@ def test_vocabularies_are_in_one_order(tmp_path: Path) -> None:
 def test_sizes_that_keras_itself_takes_for_others_in_a_graph(tmp_path: Path) -> None:
     frames = keras.Input((None, 8, 8, 2), name="frames")
     model = keras.Model(frames, layers.TimeDistributed(layers.GlobalAveragePooling2D())(frames))
-    with pytest.raises(GateError, match="differs|shape"):
+    with pytest.raises(GateError, match=r"differs|shape"):
         convert(model, tmp_path / "model.onnx")
 
 
