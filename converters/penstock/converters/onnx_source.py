@@ -12,7 +12,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.fusion.graph import Graph
 from penstock.converters.gate import tensors_read
+from penstock.converters.onnx_functions import inlined
 from penstock.converters.parity import Tensors
 from penstock.converters.runtime import Runtime, RuntimeDeathError, RuntimeRefusalError
 from penstock.converters.signature import Signature, TensorSpec, read_signature
@@ -27,6 +29,7 @@ class OnnxSource:
     """An ONNX model, run as it is, without ONNX Runtime's optimizations. Raises `UnsupportedModelError`."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        model = _with_shapes(inlined(model))
         self._model = model
         signature = read_signature(model)
         self.inputs = tuple(_source_tensor(spec) for spec in signature.inputs)
@@ -40,7 +43,8 @@ class OnnxSource:
                 self._runtime.load()
             except (RuntimeRefusalError, RuntimeDeathError) as error:
                 raise UnsupportedModelError(
-                    f"ONNX Runtime {onnxruntime.__version__} cannot load it: {error}."
+                    f"ONNX Runtime {onnxruntime.__version__} cannot load it: "
+                    f"{str(error).replace(str(path), 'the model')}."
                 ) from error
             self._open = opening.pop_all()
 
@@ -89,6 +93,19 @@ class OnnxSource:
             graph.ClearField(part)
         graph.MergeFrom(kept)
         return model
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with those shapes of outputs that it leaves to inference."""
+    if all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        return model
+    graph, copy = Graph(model), onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.output:
+        shape, datatype = graph.shape(value.name), graph.datatype(value.name)
+        if shape is not None and datatype is not None:
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, datatype, shape))
+    return copy
 
 
 def _source_tensor(spec: TensorSpec) -> SourceTensor:

@@ -89,7 +89,9 @@ def _tensor_spec(value: Any) -> TensorSpec:  # noqa: ANN401 ONNX publishes no ty
             "Export the model with typed inputs and outputs."
         )
     shape = (
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_axis_{axis}"
+        dim.dim_value
+        if dim.HasField("dim_value") and dim.dim_value >= 0
+        else dim.dim_param or f"{value.name}_axis_{axis}"
         for axis, dim in enumerate(tensor.shape.dim)
     )
     return TensorSpec(value.name, datatype, tuple(shape))

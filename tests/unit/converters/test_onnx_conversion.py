@@ -56,6 +56,25 @@ def test_dead_ends_go_and_names_stay(tmp_path: Path) -> None:
     assert conversion.parity.skipped == (SkippedRows("nan", "the source answers with no number"),)
 
 
+def test_functions_are_written_out(tmp_path: Path) -> None:
+    convert(with_functions({"Twice": "Once"}), tmp_path / "out.onnx")
+    found = onnx.load(tmp_path / "out.onnx")
+    assert [node.op_type for node in found.graph.node] == ["MatMul", "Add", "Add"]
+    assert not found.functions
+    assert {entry.domain for entry in found.opset_import} == {""}
+
+
+def test_shapes_that_the_file_leaves_open(tmp_path: Path) -> None:
+    model = linear()
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    signature = convert(saved(model, tmp_path), tmp_path / "out.onnx").signature
+    assert [str(spec) for spec in (*signature.inputs, *signature.outputs)] == [
+        "x FP32 [x_axis_0, 4]",
+        "y FP32 [y_axis_0, 3]",
+    ]
+
+
 def test_a_choice_of_opset(tmp_path: Path) -> None:
     assert convert(linear(), tmp_path / "out.onnx", opset=20).opset == 20
     assert onnx.load(tmp_path / "out.onnx").opset_import[0].version == 20
@@ -134,6 +153,44 @@ def endless(folder: Path) -> Path:
     return saved(model_of(nodes), folder)
 
 
+def calling_itself(folder: Path) -> Path:
+    return saved(with_functions({"Twice": "Twice"}), folder)
+
+
+def doubled_forty_times(folder: Path) -> Path:
+    names = ["Twice", *(f"Twice{count}" for count in range(40))]
+    return saved(with_functions(dict(itertools.pairwise(names))), folder)
+
+
+def with_functions(calls: dict[str, str]) -> onnx.ModelProto:
+    """Each calls the next one two times; the last adds."""
+    functions = [
+        helper.make_function(
+            "mine",
+            name,
+            ["a"],
+            ["c"],
+            [
+                helper.make_node(called, ["a"], ["b"], domain="mine"),
+                helper.make_node(called, ["b"], ["c"], domain="mine"),
+            ],
+            [helper.make_opsetid("mine", 1)],
+        )
+        for name, called in calls.items()
+    ]
+    versions = [helper.make_opsetid("", 18)]
+    last = [name for name in dict.fromkeys(calls.values()) if name not in calls]
+    functions += [
+        helper.make_function("mine", name, ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], versions)
+        for name in last
+    ]
+    model = linear(helper.make_node("Twice", ["y"], ["z"], domain="mine"))
+    model.graph.output[0].name = "z"
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.functions.extend(functions)
+    return model
+
+
 HOSTILE: list[tuple[Callable[[Path], Path], str]] = [
     (outside, "external-data"),
     (absolute, "external-data"),
@@ -144,6 +201,8 @@ HOSTILE: list[tuple[Callable[[Path], Path], str]] = [
     (unknown_domain, "known-domains"),
     (inner_unknown_domain, "known-domains"),
     (endless, "node-count"),
+    (doubled_forty_times, "node-count"),
+    (calling_itself, "functions"),
 ]
 
 
