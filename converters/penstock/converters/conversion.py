@@ -203,6 +203,8 @@ def verify_here(
 
 def _forms(asked: Sequence[Form], *, auto: bool) -> Sequence[Form]:
     """The forms to try, each once."""
+    if isinstance(asked, str):
+        raise ConversionError(f"Variants are a list of names; got the text {asked!r}.")
     if unknown := [form for form in asked if form not in FORMS]:
         raise ConversionError(f"There is no variant {unknown[0]!r}. Variants are {', '.join(FORMS)}.")
     return tuple(dict.fromkeys(asked)) or (FORMS if auto else ())

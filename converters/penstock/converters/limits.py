@@ -4,6 +4,7 @@ Needs the standard library alone: a process can leave the network only before a 
 """
 
 import ctypes
+import math
 import os
 import re
 import resource
@@ -45,6 +46,11 @@ class Limits:
     cpu_seconds: int = 3600
     wall_seconds: float = 1800.0
     file_bytes: int = 16 * 2**30
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"The limit {name} is a number above 0; it is {value}.")
 
 
 def confine(limits: Limits) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.fusion.graph import Graph
 from penstock.converters.gate import tensors_read
-from penstock.converters.onnx_functions import inlined
+from penstock.converters.onnx_functions import check_functions, inlined
 from penstock.converters.parity import Tensors
 from penstock.converters.runtime import Runtime, RuntimeDeathError, RuntimeRefusalError
 from penstock.converters.signature import Signature, TensorSpec, read_signature
@@ -29,11 +29,12 @@ class OnnxSource:
     """An ONNX model, run as it is, without ONNX Runtime's optimizations. Raises `UnsupportedModelError`."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        check_functions(model, "The model")
         model = _with_shapes(inlined(model))
         self._model = model
         signature = read_signature(model)
-        self.inputs = tuple(_source_tensor(spec) for spec in signature.inputs)
-        self.outputs = tuple(_source_tensor(spec) for spec in signature.outputs)
+        self.inputs = tuple(source_tensor(spec) for spec in signature.inputs)
+        self.outputs = tuple(source_tensor(spec) for spec in signature.outputs)
         with ExitStack() as opening:
             folder = opening.enter_context(tempfile.TemporaryDirectory(prefix="penstock-source-"))
             path = Path(folder) / "model.onnx"
@@ -108,7 +109,7 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _source_tensor(spec: TensorSpec) -> SourceTensor:
+def source_tensor(spec: TensorSpec) -> SourceTensor:
     if spec.datatype not in _DTYPES:
         raise UnsupportedModelError(
             f"{spec.name!r} is of type {spec.datatype}, which numpy has not; known are {', '.join(sorted(_DTYPES))}."

@@ -26,7 +26,10 @@ from onnxruntime.transformers import float16
 from penstock.converters.errors import ConversionError, InvalidSamplesError
 from penstock.converters.fusion.graph import Graph, attribute
 from penstock.converters.gate import RUNTIME_DOMAIN, nodes_of
+from penstock.converters.onnx_source import source_tensor
 from penstock.converters.parity import Tensors
+from penstock.converters.signature import read_signature
+from penstock.converters.source import fitted_samples
 from penstock.converters.variants import Form
 
 CALIBRATION_ROWS = 256
@@ -53,8 +56,8 @@ def quantize(
       magnitude is zero.
 
     Inputs and outputs keep names, order, datatypes and shapes. The same graph and rows give the same bytes. Raises
-    `InvalidSamplesError` if `int8-static` has no rows, and `ConversionError` if the graph cannot be had in this form
-    or nothing in it changes.
+    `InvalidSamplesError` if `int8-static` has no rows or they do not fit the inputs, and `ConversionError` if the graph
+    cannot be had in this form or nothing in it changes.
     """
     if not 0 < sparsity < 1:
         raise ValueError(f"The sparsity is a share between 0 and 1, both left out; it is {sparsity}.")
@@ -65,6 +68,10 @@ def quantize(
         "int4": _weight_int4,
         "pruned": lambda graph: _pruned(graph, sparsity),
     }
+    if form not in makers:
+        raise ConversionError(f"There is no variant {form!r}. Variants are {', '.join(makers)}.")
+    if rows is not None:
+        _, rows = fitted_samples([source_tensor(spec) for spec in read_signature(model).inputs], rows)
     try:
         made = makers[form](model)
     except ConversionError:

@@ -118,7 +118,7 @@ def test_verification_and_inspection_have_the_limits_too(folder: Path) -> None:
     with pytest.raises(UnsafeFileError, match="rule: wall-clock"):
         verify(parser.parse_model(DOUBLED), path, limits=Limits(wall_seconds=2))
     with pytest.raises(UnsafeFileError, match="rule: wall-clock"):
-        inspect(path, limits=Limits(wall_seconds=0))
+        inspect(path, limits=Limits(wall_seconds=0.01))
 
 
 def child(parent: int = os.getpid()) -> int:

@@ -56,6 +56,13 @@ def test_dead_ends_go_and_names_stay(tmp_path: Path) -> None:
     assert conversion.parity.skipped == (SkippedRows("nan", "the source answers with no number"),)
 
 
+def test_what_only_training_needs_goes(tmp_path: Path) -> None:
+    model = linear()
+    model.training_info.add().algorithm.CopyFrom(with_external_data("../secret").graph)
+    convert(saved(model, tmp_path), tmp_path / "out.onnx")
+    assert b"secret" not in (tmp_path / "out.onnx").read_bytes()
+
+
 def test_functions_are_written_out(tmp_path: Path) -> None:
     convert(with_functions({"Twice": "Once"}), tmp_path / "out.onnx")
     found = onnx.load(tmp_path / "out.onnx")
@@ -121,6 +128,27 @@ def missing(folder: Path) -> Path:
 def too_short(folder: Path) -> Path:
     (folder / "weights.bin").write_bytes(bytes(8))
     return saved(with_external_data("weights.bin"), folder)
+
+
+def linked_twice(folder: Path) -> Path:
+    (folder / "secret").write_bytes(bytes(48))
+    (folder / "weights.bin").hardlink_to(folder / "secret")
+    return saved(with_external_data("weights.bin"), folder)
+
+
+def sparse_outside(folder: Path) -> Path:
+    (folder / "weights.bin").write_bytes(bytes(48))
+    (folder / "inner").mkdir()
+    model = linear()
+    sparse = model.graph.sparse_initializer.add(dims=[4, 3])
+    sparse.values.CopyFrom(with_external_data("../weights.bin").graph.initializer[0])
+    return saved(model, folder / "inner")
+
+
+def crowded(folder: Path) -> Path:
+    model = linear()
+    model.graph.initializer.extend(TensorProto(name=f"w{count}", data_type=1) for count in range(60_000))
+    return saved(model, folder)
 
 
 def truncated(folder: Path) -> Path:
@@ -197,6 +225,9 @@ HOSTILE: list[tuple[Callable[[Path], Path], str]] = [
     (missing, "external-data"),
     (too_short, "external-data"),
     (linked, "no-links"),
+    (linked_twice, "no-links"),
+    (sparse_outside, "external-data"),
+    (crowded, "constant-count"),
     (truncated, "protobuf"),
     (unknown_domain, "known-domains"),
     (inner_unknown_domain, "known-domains"),
@@ -211,9 +242,10 @@ def test_hostile_files(build: Callable[[Path], Path], rule: str, tmp_path: Path)
     path = build(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     started = time.monotonic()
-    with pytest.raises(UnsafeFileError, match=rf"\(rule: {rule}\)") as caught:
-        convert(path, path.parent / "out.onnx")
-    assert caught.value.rule == rule
+    for read in (lambda: convert(path, path.parent / "out.onnx"), lambda: inspect(path)):
+        with pytest.raises(UnsafeFileError, match=rf"\(rule: {rule}\)") as caught:
+            read()
+        assert caught.value.rule == rule
     assert time.monotonic() - started < 10
     assert sorted(tmp_path.rglob("*")) == before
 

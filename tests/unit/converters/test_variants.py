@@ -156,12 +156,20 @@ def test_int4_is_within_a_step(depth: int, tmp_path: Path) -> None:
     ("form", "options", "error", "message"),
     [
         ("int8-static", {}, InvalidSamplesError, "int8-static needs rows"),
+        ("int8-static", {"rows": {"other": np.ones((2, WIDE))}}, InvalidSamplesError, "needed for the inputs"),
+        ("int8-static", {"rows": {"rows": np.ones((0, WIDE))}}, InvalidSamplesError, "at least one"),
+        ("int9", {}, ConversionError, "There is no variant 'int9'"),
         ("pruned", {"sparsity": 1.0}, ValueError, r"between 0 and 1.*it is 1\.0"),
     ],
 )
-def test_refusals(form: Form, options: dict[str, float], error: type[Exception], message: str) -> None:
+def test_refusals(form: Form, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        quantize(perceptron(), form, sparsity=options.get("sparsity", 0.5))
+        quantize(perceptron(), form, **options)
+
+
+def test_variants_are_a_list(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="a list of names; got the text 'int8'"):
+        convert(perceptron(), tmp_path / "model.onnx", variants="int8")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", FORMS)
