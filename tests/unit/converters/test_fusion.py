@@ -103,6 +103,13 @@ def grouped_attention(steps: int | None) -> Model:
     return keras.Model(rows, layers.GroupQueryAttention(3, 4, 2)(rows, rows, use_causal_mask=True))
 
 
+def attention_by_operations(steps: int | None) -> Model:
+    """Its scale is computed of a shape."""
+    rows, others = keras.Input((steps, 2, 4), name="rows"), keras.Input((3, 2, 4), name="others")
+    attended = keras.ops.dot_product_attention(rows, others, others)
+    return keras.Model([rows, others], keras.ops.dot_product_attention(attended, others, others, is_causal=True))
+
+
 def encoder(steps: int | None) -> Model:
     rows = keras.Input((steps, 8))
     attended = layers.LayerNormalization()(rows + layers.MultiHeadAttention(2, 4)(rows, rows))
@@ -146,6 +153,11 @@ CASES: list[tuple[Callable[[int | None], Model], dict[str, int], set[str]]] = [
     (given_mask, {"MultiHeadAttention": 1, "MatMul": 4, "Where": 1}, {"Softmax", "Einsum"}),
     (cross_attention, {"MultiHeadAttention": 1, "MatMul": 4, "Add": 4}, {"Softmax", "Einsum", "Reshape"}),
     (grouped_attention, {"MultiHeadAttention": 1, "MatMul": 4}, {"Softmax", "Einsum"}),
+    (
+        attention_by_operations,
+        {"MultiHeadAttention": 2, "Where": 1},
+        {"Softmax", "Einsum", "Sqrt", "Reciprocal"},
+    ),
     (
         encoder,
         {"MultiHeadAttention": 1, "MatMul": 6, "LayerNormalization": 2, "Add": 8, "Sigmoid": 1, "Mul": 1},

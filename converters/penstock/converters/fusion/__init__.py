@@ -22,10 +22,12 @@ from penstock.converters.fusion.products import (
     fuse_tensordot,
     fuse_transposes,
 )
+from penstock.converters.fusion.sizes import fold_sizes
 from penstock.converters.opset import opset_of
 
 PASSES: tuple[tuple[Callable[[Graph], None], int], ...] = (
     (fold_constants, 1),
+    (fold_sizes, 1),
     (fuse_layer_normalization, 17),
     (fuse_rms_normalization, 18),
     (fuse_gelu, 1),
@@ -41,6 +43,7 @@ PASSES: tuple[tuple[Callable[[Graph], None], int], ...] = (
     (fuse_transposes, 1),
     (fuse_sizes, 1),
     (fuse_reshapes, 1),
+    (fold_sizes, 1),
 )
 """Each with the opset from which on there are the operators that it writes, and those it reads mean what it takes them
 for."""
