@@ -31,8 +31,8 @@ def load(path: str | PathLike[str]) -> Any:  # noqa: ANN401 Keras publishes no t
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the layer at fault raised
         raise UnsupportedModelError(
-            f"Keras {keras.__version__} cannot load {path}: {error} It is damaged, or a newer Keras saved it: then save it "
-            "with one of at most this version."
+            f"Keras {keras.__version__} cannot load {path}: {error} It is damaged, or a newer Keras saved it: then "
+            "save it with one of at most this version."
         ) from error
 
 
