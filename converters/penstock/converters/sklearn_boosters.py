@@ -4,18 +4,25 @@ import json
 from typing import Any
 
 from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.sklearn_steps import steps_of
 
 _OPTIONS = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
 
 
 def register(estimator: Any) -> None:  # noqa: ANN401 such estimators publish no types
     """Makes skl2onnx know an estimator, or the steps of a pipeline. Raises `UnsupportedModelError`."""
-    for step in [step for _, step in getattr(estimator, "steps", [("", estimator)])]:
+    for step in steps_of(estimator):
         package = type(step).__module__.partition(".")[0]
         if package == "xgboost":
             _register_xgboost(step)
         elif package == "lightgbm":
             _register_lightgbm(step)
+
+
+def without_names(estimator: Any) -> None:  # noqa: ANN401 such estimators publish no types
+    """Takes the names of a table's columns from an XGBoost estimator: its converter knows columns by number alone."""
+    if type(estimator).__module__.partition(".")[0] == "xgboost":
+        estimator.get_booster().feature_names = None
 
 
 def splits_of(estimator: Any) -> list[tuple[int, float]]:  # noqa: ANN401 such estimators publish no types
@@ -38,8 +45,9 @@ def splits_of(estimator: Any) -> list[tuple[int, float]]:  # noqa: ANN401 such e
 
 
 def _xgboost_trees(step: Any) -> list[dict[str, Any]]:  # noqa: ANN401 XGBoost's estimators are of two kinds
-    model: dict[str, Any] = json.loads(step.get_booster().save_raw("json"))["learner"]["gradient_booster"]["model"]
-    trees: list[dict[str, Any]] = model["trees"]
+    """None of a booster that is no plain sum of trees."""
+    booster = json.loads(step.get_booster().save_raw("json"))["learner"]["gradient_booster"]
+    trees: list[dict[str, Any]] = booster["model"]["trees"] if booster["name"] == "gbtree" else []
     return trees
 
 
@@ -54,6 +62,11 @@ def _register_xgboost(step: Any) -> None:  # noqa: ANN401 XGBoost's estimators a
     from skl2onnx.common import shape_calculator as shapes  # noqa: PLC0415
     from xgboost import XGBClassifier, XGBRegressor  # noqa: PLC0415
 
+    if step.get_params()["booster"] in {"dart", "gblinear"}:
+        raise UnsupportedModelError(
+            f"{type(step).__qualname__}(booster={step.get_params()['booster']!r}) does not convert: the converter knows "
+            "plain sums of trees. Fit it with booster='gbtree'; for a linear one take Ridge or LogisticRegression."
+        )
     if any(tree["categories_nodes"] for tree in _xgboost_trees(step)):
         raise _categorical(step)
     update_registered_converter(

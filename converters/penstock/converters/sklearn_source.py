@@ -15,12 +15,15 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from penstock.converters import naming
-from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.errors import ConversionError, UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.parity import Tensors
 from penstock.converters.signature import Signature
 from penstock.converters.sklearn_boosters import register
 from penstock.converters.sklearn_inputs import input_columns
+from penstock.converters.sklearn_operators import OPERATORS
+from penstock.converters.sklearn_options import options_of, prepared
+from penstock.converters.sklearn_steps import last_of
 from penstock.converters.sklearn_trees import make_exact, threshold_rows
 from penstock.converters.source import TEXT, SourceTensor
 
@@ -71,7 +74,7 @@ class SklearnSource:
         return {output.tensor.name: _shaped(output.tensor, output.ask(given)) for output in self._outputs}
 
     def random_rows(self, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, NDArray[Any]]:
-        """Standard normal numbers; categories and words that the estimator has seen."""
+        """Numbers near where the estimator was trained; categories and words that it has seen."""
         random = np.random.default_rng(seed)
         return {column.tensor.name: column.draw(random, tuple(shapes[column.tensor.name])) for column in self._columns}
 
@@ -97,22 +100,36 @@ class SklearnSource:
 
     def _converted(self) -> onnx.ModelProto:
         from skl2onnx import convert_sklearn  # noqa: PLC0415 slow, and only for this
-        from skl2onnx.common.data_types import FloatTensorType, StringTensorType  # noqa: PLC0415
+        from skl2onnx.common.data_types import (  # noqa: PLC0415
+            DoubleTensorType,
+            FloatTensorType,
+            Int64TensorType,
+            StringTensorType,
+        )
 
         register(self._estimator)
-        types = {TEXT: StringTensorType, "float32": FloatTensorType}
+        estimator = prepared(self._estimator)
+        types = {
+            TEXT: StringTensorType,
+            "float32": FloatTensorType,
+            "float64": DoubleTensorType,
+            "int64": Int64TensorType,
+        }
         initial = [
             (column.tensor.name, types[column.tensor.dtype]([None, column.tensor.shape[1]])) for column in self._columns
         ]
         try:
             with warnings.catch_warnings(action="ignore"):  # of what skl2onnx itself does; users can change nothing
                 return convert_sklearn(
-                    self._estimator,
+                    estimator,
                     self.name,
                     initial_types=initial,
                     target_opset=_OPSETS,
-                    options={"zipmap": False} if hasattr(self._estimator, "predict_proba") else None,
+                    options=options_of(estimator),
+                    custom_conversion_functions=OPERATORS,
                 )
+        except ConversionError:
+            raise
         except Exception as error:  # skl2onnx raises whatever its converter raised
             cause = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise UnsupportedModelError(
@@ -133,34 +150,47 @@ class SklearnSource:
 
     def _precise(self, array: NDArray[Any]) -> NDArray[Any]:
         """The float32 numbers in the type of the fit: mostly float64, and KMeans takes no other than its own."""
-        centers = getattr(self._estimator, "cluster_centers_", None)
-        return array if array.dtype == object else array.astype(np.float64 if centers is None else centers.dtype)
+        centers = getattr(last_of(self._estimator), "cluster_centers_", None)
+        return array.astype(np.float64 if centers is None else centers.dtype) if array.dtype.kind == "f" else array
 
 
 def _outputs(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publishes no types
+    last, name = last_of(estimator), type(estimator).__qualname__
+    label = SourceTensor("label", "int64", (None,))
     if is_classifier(estimator):
-        classes = np.asarray(estimator.classes_)
-        label = SourceTensor("label", "int64", (None,))
-        if classes.dtype.kind in "OU":
-            label = SourceTensor("label", TEXT, (None,))
-        found = [_Output(label, 0, estimator.predict)]
-        if hasattr(estimator, "predict_proba"):
-            found.append(
-                _Output(SourceTensor("probabilities", "float32", (None, len(classes))), 1, estimator.predict_proba)
-            )
-        return found
-    if is_regressor(estimator):
+        return _classified(estimator)
+    if is_regressor(estimator) or getattr(estimator, "_estimator_type", "") == "ranker":
         return [_Output(SourceTensor("prediction", "float32", (None, 1)), 0, estimator.predict)]
-    if getattr(estimator, "_estimator_type", None) == "outlier_detector" or hasattr(estimator, "fit_predict"):
-        if hasattr(estimator, "cluster_centers_"):
-            label = SourceTensor("label", "int64", (None,))
-            distances = SourceTensor("distances", "float32", (None, len(estimator.cluster_centers_)))
-            return [_Output(label, 0, estimator.predict), _Output(distances, 1, estimator.transform)]
+    if hasattr(last, "cluster_centers_") and hasattr(estimator, "predict"):
+        distances = SourceTensor("distances", "float32", (None, len(last.cluster_centers_)))
+        return [_Output(label, 0, estimator.predict), _Output(distances, 1, estimator.transform)]
+    if hasattr(last, "weights_") and hasattr(estimator, "predict_proba"):
+        probabilities = SourceTensor("probabilities", "float32", (None, len(last.weights_)))
+        return [_Output(label, 0, estimator.predict), _Output(probabilities, 1, estimator.predict_proba)]
+    if hasattr(estimator, "predict"):
         return [_Output(SourceTensor("label", "int64", (None, 1)), 0, estimator.predict)]
     if hasattr(estimator, "transform"):
         width = len(estimator.get_feature_names_out()) if hasattr(estimator, "get_feature_names_out") else None
         return [_Output(SourceTensor("transformed", "float32", (None, width)), 0, estimator.transform)]
-    raise UnsupportedModelError(f"{type(estimator).__qualname__} has neither predict nor transform.")
+    raise UnsupportedModelError(
+        f"{name} has neither predict nor transform as it was fitted: it says nothing of rows that it has not seen. "
+        "Take an estimator that does, KMeans or LocalOutlierFactor(novelty=True)."
+    )
+
+
+def _classified(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publishes no types
+    if isinstance(estimator.classes_, list) or np.ndim(estimator.classes_) > 1:
+        raise UnsupportedModelError(
+            f"{type(estimator).__qualname__} gives {len(estimator.classes_)} labels a row; an ONNX classifier gives one. "
+            "Fit and convert a classifier for each."
+        )
+    classes = np.asarray(estimator.classes_)
+    label = SourceTensor("label", TEXT if classes.dtype.kind in "OU" else "int64", (None,))
+    found = [_Output(label, 0, estimator.predict)]
+    if hasattr(estimator, "predict_proba"):
+        shape = (None, len(classes))
+        found.append(_Output(SourceTensor("probabilities", "float32", shape), 1, estimator.predict_proba))
+    return found
 
 
 def _shaped(tensor: SourceTensor, answer: Any) -> NDArray[Any]:  # noqa: ANN401 dense or sparse

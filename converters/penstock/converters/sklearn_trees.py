@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.sklearn_boosters import splits_of
+from penstock.converters.sklearn_steps import steps_of
 
 MAX_TIES = 256
+_SCALERS = frozenset({"MaxAbsScaler", "MinMaxScaler", "RobustScaler", "StandardScaler"})
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,34 @@ class Tree:
 
 
 def trees_of(estimator: Any) -> list[Tree]:  # noqa: ANN401 scikit-learn publishes no types
-    """The trees of an estimator, or of the last step of a pipeline; none if it has no trees."""
-    steps = getattr(estimator, "steps", None)
-    return list(_trees(steps[-1][1] if steps else estimator))
+    """The trees of an estimator and of those inside it, in the order of the graph."""
+    return [tree for step in steps_of(estimator) for tree in _trees(step)]
 
 
 def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
-    """Rows with one feature at a threshold of a tree, or the next number beside it; None where no tree sees them."""
-    if hasattr(estimator, "steps"):
+    """Rows with one feature at a threshold of a tree, or the next number beside it; None where no tree sees them.
+
+    Behind scalers, they are the rows that come out there.
+    """
+    steps = getattr(estimator, "steps", None)
+    if steps is not None and len(steps) > 1:
+        return _rows_before(estimator)
+    inner = estimator if steps is None else steps[0][1]
+    if any(hasattr(step, kind) for step in steps_of(inner) for kind in ("steps", "transformers_", "final_estimator_")):
         return None
+    return _threshold_rows(inner)
+
+
+def _rows_before(pipeline: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
+    ties = threshold_rows(pipeline[-1:])
+    before = pipeline[:-1]
+    if ties is None or any(type(step).__name__ not in _SCALERS for _, step in before.steps):
+        return None
+    rows: NDArray[np.float32] = before.inverse_transform(ties).astype(np.float32)
+    return np.concatenate([rows, np.nextafter(rows, np.float32(np.inf)), np.nextafter(rows, np.float32(-np.inf))])
+
+
+def _threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
     trees = trees_of(estimator)
     splits = sorted(
         {
@@ -65,8 +86,7 @@ def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 
     rounds to the nearest. What it cannot be sure of it leaves alone: the gate asks on rows at the thresholds.
     """
     trees = trees_of(estimator)
-    steps = getattr(estimator, "steps", None)
-    _round_down_known(model, splits_of(steps[-1][1] if steps else estimator))
+    _round_down_known(model, [split for step in steps_of(estimator) for split in splits_of(step)])
     nodes = [node for node in nodes_of(model.graph) if node.op_type.startswith("TreeEnsemble")]
     if not trees or sum(len(_ints(node, "nodes_treeids")) for node in nodes) != sum(
         len(tree.feature) for tree in trees
@@ -114,9 +134,6 @@ def _trees(estimator: Any) -> Iterator[Tree]:  # noqa: ANN401 scikit-learn publi
                 )
             splits = nodes["is_leaf"] == 0
             yield Tree(splits, nodes["feature_idx"], nodes["num_threshold"], nodes["missing_go_to_left"] != 0)
-    for inner in np.ravel(getattr(estimator, "estimators_", [])):
-        if hasattr(inner, "tree_"):
-            yield from _trees(inner)
 
 
 def _rounded_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:

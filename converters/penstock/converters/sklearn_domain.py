@@ -1,0 +1,103 @@
+"""Where the rows lay that an estimator was trained on, as far as what it has fitted says it.
+
+Random rows are drawn there: around zero, a model of features far from zero answers the same to all of them, and what
+float32 loses of large numbers does not show.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.converters.sklearn_boosters import splits_of
+from penstock.converters.sklearn_steps import seeing
+from penstock.converters.sklearn_trees import trees_of
+
+Domain = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""The centre and the spread of each column."""
+
+
+def domain_of(estimator: Any, width: int) -> Domain:  # noqa: ANN401 scikit-learn publishes no types
+    """Zero and one where the estimator does not say it."""
+    centre, spread = np.zeros(width), np.ones(width)
+    for step in seeing(estimator):
+        if hasattr(step, "transformers_"):
+            for _, fitted, columns in step.transformers_:
+                chosen = np.arange(width)[columns]
+                centre[chosen], spread[chosen] = domain_of(fitted, len(chosen))
+            break
+        found = _said(step, width)
+        if found is not None and len(found[0]) == width:
+            known = np.nan_to_num(np.asarray(found, np.float64), posinf=0.0, neginf=0.0)
+            centre, spread = known[0], np.where(known[1] > 0, known[1], 1.0)
+            break
+    return centre, spread
+
+
+def _said(step: Any, width: int) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
+    for attribute, say in _SAYS.items():
+        if getattr(step, attribute, None) is not None:
+            return say(step)
+    return _of_splits(step, width)
+
+
+def _of_rows(rows: Any) -> Domain:  # noqa: ANN401 an array, or a sparse one
+    dense = np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows, np.float64)
+    return np.nanmean(dense, axis=0), np.nanstd(dense, axis=0)
+
+
+def _of_mean(step: Any) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
+    if getattr(step, "var_", None) is not None:
+        return step.mean_, np.sqrt(step.var_)
+    return (step.mean_, np.sqrt(np.diag(step.get_covariance()))) if hasattr(step, "get_covariance") else None
+
+
+def _of_statistics(step: Any) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
+    if np.asarray(step.statistics_).dtype.kind != "f":
+        return None
+    return step.statistics_, np.abs(step.statistics_) / 4
+
+
+def _of_powers(step: Any) -> Domain:  # noqa: ANN401 scikit-learn publishes no types
+    middle, upper = step.inverse_transform(np.stack([np.zeros_like(step.lambdas_), np.ones_like(step.lambdas_)]))
+    return middle, np.abs(upper - middle)
+
+
+def _of_splits(step: Any, width: int) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
+    splits = [
+        split
+        for tree in trees_of(step)
+        for split in zip(tree.feature[tree.is_split], tree.threshold[tree.is_split], strict=True)
+    ] + splits_of(step)
+    return _by_column(splits, width) if splits else None
+
+
+def _by_column(splits: Sequence[tuple[int, float]], width: int) -> Domain:
+    features = np.asarray([feature for feature, _ in splits], np.int64)
+    thresholds = np.asarray([threshold for _, threshold in splits], np.float64)
+    centre, spread = np.zeros(width), np.zeros(width)
+    for feature in np.unique(features[features < width]):
+        known = thresholds[(features == feature) & np.isfinite(thresholds)]
+        if len(known):
+            centre[feature], spread[feature] = known.mean(), known.std() or abs(known.mean()) / 4
+    return centre, spread
+
+
+_SAYS: dict[str, Callable[[Any], Domain | None]] = {
+    "theta_": lambda step: (step.theta_.mean(axis=0), np.sqrt(step.var_.mean(axis=0)) + step.theta_.std(axis=0)),
+    "center_": lambda step: (step.center_, step.center_ * 0 + (1 if step.scale_ is None else step.scale_)),
+    "data_min_": lambda step: ((step.data_min_ + step.data_max_) / 2, (step.data_max_ - step.data_min_) / 4),
+    "max_abs_": lambda step: (step.max_abs_ * 0, step.max_abs_ / 2),
+    "cluster_centers_": lambda step: _of_rows(step.cluster_centers_),
+    "means_": lambda step: _of_rows(step.means_),
+    "mean_": _of_mean,
+    "quantiles_": lambda step: _of_rows(step.quantiles_),
+    "lambdas_": _of_powers,
+    "bin_edges_": lambda step: tuple(np.transpose([_of_rows(edges) for edges in step.bin_edges_])),
+    "_fit_X": lambda step: _of_rows(step._fit_X),  # noqa: SLF001 neighbours keep their rows nowhere else
+    "support_vectors_": lambda step: _of_rows(step.support_vectors_),
+    "X_train_": lambda step: _of_rows(step.X_train_),
+    "statistics_": _of_statistics,
+}
+"""By the attribute that says it, the most telling first."""

@@ -1,0 +1,192 @@
+"""Estimators whose conversion by skl2onnx is wrong or loses what float32 loses of large numbers, in our own words.
+
+Inputs are FP32 as elsewhere; what is a difference of large numbers is computed in FP64, as scikit-learn does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
+
+Convert = Callable[[Any, Any, Any], None]
+"""A converter of skl2onnx: of its scope, the operator, and the container that takes nodes."""
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Puts nodes into skl2onnx's container."""
+
+    scope: Any
+    operator: Any
+    container: Any
+
+    @property
+    def estimator(self) -> Any:  # noqa: ANN401 scikit-learn publishes no types
+        return self.operator.raw_operator
+
+    def node(self, kind: str, *inputs: Any, output: str = "", domain: str = "", **attributes: Any) -> str:  # noqa: ANN401
+        """The name of the node's output. Inputs are names, or arrays that become constants."""
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
+        output = output or self.scope.get_unique_variable_name(kind.lower())
+        name = self.scope.get_unique_operator_name(kind)
+        self.container.add_node(kind, names, output, op_domain=domain, name=name, **attributes)
+        return output
+
+    def rows(self) -> str:
+        """All inputs beside each other, in FP64."""
+        columns = [self.node("Cast", value.full_name, to=TensorProto.DOUBLE) for value in self.operator.inputs]
+        return columns[0] if len(columns) == 1 else self.node("Concat", *columns, axis=1)
+
+    def give(self, position: int, name: str) -> None:
+        """Makes a tensor an output of the estimator, in the datatype that skl2onnx expects there."""
+        variable = self.operator.outputs[position]
+        kind = type(variable.type).__name__
+        to = {"FloatTensorType": TensorProto.FLOAT, "DoubleTensorType": TensorProto.DOUBLE}
+        if kind in to:
+            self.node("Cast", name, output=variable.full_name, to=to[kind])
+        else:
+            self.node("Identity", name, output=variable.full_name)
+
+    def labels(self, index: str) -> None:
+        """Makes the classes at these positions the first output."""
+        classes = np.asarray(self.estimator.classes_)
+        self.give(0, self.node("Gather", classes, index, axis=0))
+
+    def _constant(self, value: Any) -> str:  # noqa: ANN401 numbers or texts
+        array = np.asarray(value)
+        name: str = self.scope.get_unique_variable_name("constant")
+        if array.dtype.kind in "OU":
+            kind, items = TensorProto.STRING, [str(item).encode() for item in array.ravel()]
+        elif array.dtype.kind in "biu":
+            kind, items = TensorProto.INT64, array.ravel().tolist()
+        else:
+            kind, items = TensorProto.DOUBLE, array.ravel().tolist()
+        self.container.add_initializer(name, kind, list(array.shape), items)
+        return name
+
+
+def _scaler(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    writer = _Writer(scope, operator, container)
+    scaler, rows = writer.estimator, writer.rows()
+    if isinstance(scaler, MinMaxScaler):
+        rows = writer.node("Add", writer.node("Mul", rows, scaler.scale_), scaler.min_)
+        if scaler.clip:
+            rows = writer.node("Max", writer.node("Min", rows, scaler.feature_range[1]), scaler.feature_range[0])
+    else:
+        centre = scaler.mean_ if isinstance(scaler, StandardScaler) else getattr(scaler, "center_", None)
+        if centre is not None and getattr(scaler, "with_mean", True):
+            rows = writer.node("Sub", rows, centre)
+        if scaler.scale_ is not None:
+            rows = writer.node("Div", rows, scaler.scale_)
+    writer.give(0, rows)
+
+
+def _k_means(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    writer = _Writer(scope, operator, container)
+    centers = writer.estimator.cluster_centers_.astype(np.float64)
+    rows = writer.rows()
+    # |x|² − 2xc + |c|², whose terms cancel where the centres lie far from zero for their distance.
+    products = writer.node("MatMul", rows, -2 * centers.T)
+    partial = writer.node("Add", products, np.square(centers).sum(axis=1))
+    squares = writer.node("ReduceSum", writer.node("Mul", rows, rows), np.array([1]), keepdims=1)
+    distances = writer.node("Sqrt", writer.node("Max", writer.node("Add", partial, squares), 0.0))
+    writer.give(0, writer.node("ArgMin", partial, axis=1, keepdims=0))
+    writer.give(1, distances)
+
+
+def _linear_discriminant(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    writer = _Writer(scope, operator, container)
+    model = writer.estimator
+    scores = writer.node("Add", writer.node("MatMul", writer.rows(), model.coef_.T), model.intercept_)
+    if len(model.classes_) == 2:
+        # skl2onnx takes the softmax of the score and its negative, which is the sigmoid of twice the score.
+        scores = writer.node("Concat", writer.node("Mul", scores, 0.0), scores, axis=1)
+    writer.labels(writer.node("ArgMax", scores, axis=1, keepdims=0))
+    writer.give(1, writer.node("Softmax", scores, axis=1))
+
+
+def _quadratic_discriminant(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    """skl2onnx's own, whose labels lie in one row instead of one column."""
+    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
+
+    writer = _Writer(scope, operator, container)
+    row = scope.get_unique_variable_name("labels")
+    labels, probabilities = operator.outputs
+    operator.outputs[:] = [SimpleNamespace(full_name=row, type=labels.type), probabilities]
+    try:
+        get_converter(operator.type)(scope, operator, container)
+    finally:
+        operator.outputs[:] = [labels, probabilities]
+    writer.give(0, writer.node("Reshape", row, np.array([-1])))
+
+
+def _one_hot(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    """skl2onnx takes numbers for integers, and so 2.7 for the category 2; that of texts and integers is right."""
+    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
+
+    writer = _Writer(scope, operator, container)
+    encoder = writer.estimator
+    floats = [type(value.type).__name__ in {"FloatTensorType", "DoubleTensorType"} for value in operator.inputs]
+    if not any(floats) or getattr(encoder, "_infrequent_enabled", False):
+        get_converter(operator.type)(scope, operator, container)
+        return
+    columns = [
+        (writer.node("Gather", value.full_name, np.array([column]), axis=1), is_float)
+        for value, is_float in zip(operator.inputs, floats, strict=True)
+        for column in range(value.type.shape[1])
+    ]
+    found = []
+    for index, ((column, is_float), categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
+        drop = None if encoder.drop_idx_ is None else encoder.drop_idx_[index]
+        kept = categories if drop is None else np.delete(categories, drop)
+        found.append(_numeric_column(writer, column, kept) if is_float else _exact_column(writer, column, kept))
+    writer.give(0, writer.node("Concat", *found, axis=1))
+
+
+def _numeric_column(writer: _Writer, column: str, categories: Any) -> str:  # noqa: ANN401 an array
+    known = np.asarray(categories, np.float64)
+    numbers = writer.node("Cast", column, to=TensorProto.DOUBLE)
+    same = writer.node("Equal", numbers, known[None])
+    if np.isnan(known).any():
+        is_nan = writer.node("Cast", writer.node("IsNaN", numbers), to=TensorProto.DOUBLE)
+        marked = writer.node("Mul", is_nan, np.isnan(known)[None].astype(np.float64))
+        same = writer.node("Or", same, writer.node("Cast", marked, to=TensorProto.BOOL))
+    return writer.node("Cast", same, to=TensorProto.FLOAT)
+
+
+def _exact_column(writer: _Writer, column: str, categories: Any) -> str:  # noqa: ANN401 an array
+    texts = [value.encode() for value in categories if isinstance(value, str)]
+    known = {"cats_strings": texts} if texts else {"cats_int64s": [int(value) for value in categories]}
+    encoded = writer.node("OneHotEncoder", column, domain="ai.onnx.ml", zeros=1, **known)
+    return writer.node("Reshape", encoded, np.array([-1, len(categories)]))
+
+
+def _imputer(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    """Texts on the wire are never missing: there is nothing to put in."""
+    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
+
+    texts = type(operator.inputs[0].type).__name__ == "StringTensorType"
+    if not texts or isinstance(operator.raw_operator.missing_values, str):
+        get_converter(operator.type)(scope, operator, container)
+        return
+    writer = _Writer(scope, operator, container)
+    columns = [value.full_name for value in operator.inputs]
+    writer.give(0, columns[0] if len(columns) == 1 else writer.node("Concat", *columns, axis=1))
+
+
+OPERATORS: dict[type, Convert] = {
+    **dict.fromkeys((MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler), _scaler),
+    **dict.fromkeys((KMeans, MiniBatchKMeans), _k_means),
+    LinearDiscriminantAnalysis: _linear_discriminant,
+    OneHotEncoder: _one_hot,
+    QuadraticDiscriminantAnalysis: _quadratic_discriminant,
+    SimpleImputer: _imputer,
+}
+"""For skl2onnx, which otherwise knows them by its own converters."""

@@ -1,0 +1,44 @@
+"""What skl2onnx has to be told of an estimator besides the estimator."""
+
+import copy
+from typing import Any
+
+from penstock.converters.sklearn_boosters import without_names
+from penstock.converters.sklearn_steps import steps_of
+from penstock.converters.sklearn_text import text_options
+
+
+def prepared(estimator: Any) -> Any:  # noqa: ANN401 scikit-learn publishes no types
+    """The estimator, or a copy that skl2onnx takes: it refuses what has no part in predictions."""
+    if not any(_is_refused(step) for step in steps_of(estimator)):
+        return estimator
+    changed = copy.deepcopy(estimator)
+    for step in steps_of(changed):
+        if hasattr(step, "flatten_transform"):
+            step.flatten_transform = False
+        without_names(step)
+    return changed
+
+
+def options_of(estimator: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401 scikit-learn publishes no types
+    """Probabilities as a matrix, and words as Python finds them. Raises `UnsupportedModelError`."""
+    options: dict[int, dict[str, Any]] = {}
+    for step in steps_of(estimator):
+        if hasattr(step, "vocabulary_"):
+            options[id(step)] = text_options(step)
+        elif hasattr(step, "predict") and not hasattr(step, "steps"):
+            options[id(step)] = {"zipmap": False} if "zipmap" in _known_options(step) else {}
+    return options
+
+
+def _known_options(step: Any) -> frozenset[str]:  # noqa: ANN401 scikit-learn publishes no types
+    from skl2onnx._supported_operators import sklearn_operator_name_map  # noqa: PLC0415 slow, and only for conversions
+    from skl2onnx.common._registration import _converter_pool  # noqa: PLC0415
+
+    converter = _converter_pool.get(sklearn_operator_name_map.get(type(step)))
+    return frozenset((converter and converter.get_allowed_options()) or ())
+
+
+def _is_refused(step: Any) -> bool:  # noqa: ANN401 scikit-learn publishes no types
+    has_names = type(step).__module__.startswith("xgboost") and step.get_booster().feature_names is not None
+    return has_names or bool(getattr(step, "flatten_transform", False))
