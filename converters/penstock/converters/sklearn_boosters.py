@@ -1,10 +1,25 @@
 """XGBoost's and LightGBM's estimators, which skl2onnx converts once it knows onnxmltools' converters of them."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.sklearn_steps import steps_of
+
+_XGBOOST_REFUSED: dict[str, tuple[Any, ...]] = {
+    "booster": ("dart", "gblinear"),
+    "multi_strategy": ("multi_output_tree",),
+    "objective": ("binary:logitraw", "multi:softmax", "reg:logistic", "reg:quantileerror"),
+}
+_LIGHTGBM_REFUSED: dict[str, tuple[Any, ...]] = {
+    "boosting_type": ("rf",),
+    "linear_tree": (True,),
+    "objective": ("cross_entropy", "multiclassova"),
+    "reg_sqrt": (True,),
+    "zero_as_missing": (True,),
+}
+"""What the converters leave out: parameters by the values that they do not convert."""
 
 _OPTIONS = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
 
@@ -23,6 +38,23 @@ def without_names(estimator: Any) -> None:  # noqa: ANN401 such estimators publi
     """Takes the names of a table's columns from an XGBoost estimator: its converter knows columns by number alone."""
     if type(estimator).__module__.partition(".")[0] == "xgboost":
         estimator.get_booster().feature_names = None
+
+
+def estimator_of(model: Any) -> Any:  # noqa: ANN401 such models publish no types
+    """The estimator that answers as a bare Booster does; estimators themselves. Raises `UnsupportedModelError`."""
+    if type(model).__name__ != "Booster":
+        return model
+    if type(model).__module__.startswith("lightgbm"):
+        raise UnsupportedModelError(
+            "A lightgbm.Booster does not convert, its estimators do: train it with LGBMClassifier, LGBMRegressor or "
+            "LGBMRanker and convert that."
+        )
+    from xgboost import XGBClassifier, XGBRegressor  # noqa: PLC0415 only for these
+
+    objective = json.loads(model.save_config())["learner"]["objective"]["name"]
+    estimator = XGBClassifier() if objective.startswith(("binary:", "multi:")) else XGBRegressor()
+    estimator.load_model(model.save_raw("ubj"))
+    return estimator
 
 
 def splits_of(estimator: Any) -> list[tuple[int, float]]:  # noqa: ANN401 such estimators publish no types
@@ -60,13 +92,11 @@ def _register_xgboost(step: Any) -> None:  # noqa: ANN401 XGBoost's estimators a
     from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost  # noqa: PLC0415 only for these
     from skl2onnx import update_registered_converter  # noqa: PLC0415
     from skl2onnx.common import shape_calculator as shapes  # noqa: PLC0415
-    from xgboost import XGBClassifier, XGBRegressor  # noqa: PLC0415
+    from xgboost import XGBClassifier, XGBRanker, XGBRegressor  # noqa: PLC0415
 
-    if step.get_params()["booster"] in {"dart", "gblinear"}:
-        raise UnsupportedModelError(
-            f"{type(step).__qualname__}(booster={step.get_params()['booster']!r}) does not convert: the converter knows "
-            "plain sums of trees. Fit it with booster='gbtree'; for a linear one take Ridge or LogisticRegression."
-        )
+    _check_parameters(step, _XGBOOST_REFUSED)
+    if step.get_params().get("num_parallel_tree") not in {None, 1}:
+        raise _refused(step, "num_parallel_tree", step.get_params()["num_parallel_tree"])
     if any(tree["categories_nodes"] for tree in _xgboost_trees(step)):
         raise _categorical(step)
     update_registered_converter(
@@ -76,17 +106,19 @@ def _register_xgboost(step: Any) -> None:  # noqa: ANN401 XGBoost's estimators a
         convert_xgboost,
         options=_OPTIONS,
     )
-    update_registered_converter(
-        XGBRegressor, "XGBoostXGBRegressor", shapes.calculate_linear_regressor_output_shapes, convert_xgboost
-    )
+    for kind in (XGBRanker, XGBRegressor):
+        update_registered_converter(
+            kind, f"XGBoost{kind.__name__}", shapes.calculate_linear_regressor_output_shapes, convert_xgboost
+        )
 
 
 def _register_lightgbm(step: Any) -> None:  # noqa: ANN401 LightGBM's estimators are of two kinds
-    from lightgbm import LGBMClassifier, LGBMRegressor  # noqa: PLC0415 only for these
+    from lightgbm import LGBMClassifier, LGBMRanker, LGBMRegressor  # noqa: PLC0415 only for these
     from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm  # noqa: PLC0415
     from skl2onnx import update_registered_converter  # noqa: PLC0415
     from skl2onnx.common import shape_calculator as shapes  # noqa: PLC0415
 
+    _check_parameters(step, _LIGHTGBM_REFUSED)
     if any("cat_threshold=" in line for line in step.booster_.model_to_string().splitlines()):
         raise _categorical(step)
     update_registered_converter(
@@ -96,12 +128,27 @@ def _register_lightgbm(step: Any) -> None:  # noqa: ANN401 LightGBM's estimators
         convert_lightgbm,
         options=_OPTIONS,
     )
-    update_registered_converter(
-        LGBMRegressor,
-        "LightGbmLGBMRegressor",
-        shapes.calculate_linear_regressor_output_shapes,
-        convert_lightgbm,
-        options={"split": None},
+    for kind in (LGBMRanker, LGBMRegressor):
+        update_registered_converter(
+            kind,
+            f"LightGbm{kind.__name__}",
+            shapes.calculate_linear_regressor_output_shapes,
+            convert_lightgbm,
+            options={"split": None},
+        )
+
+
+def _check_parameters(step: Any, refused: Mapping[str, tuple[Any, ...]]) -> None:  # noqa: ANN401 such estimators publish no types
+    parameters = step.get_params()
+    for name, values in refused.items():
+        if parameters.get(name) in values:
+            raise _refused(step, name, parameters[name])
+
+
+def _refused(step: Any, name: str, value: Any) -> UnsupportedModelError:  # noqa: ANN401 such estimators publish no types
+    return UnsupportedModelError(
+        f"{type(step).__qualname__}({name}={value!r}) does not convert: the converter knows plain sums of trees that split "
+        f"by thresholds. Fit it without {name}; for a linear model take Ridge or LogisticRegression."
     )
 
 

@@ -55,8 +55,8 @@ def input_columns(estimator: Any) -> tuple[InputColumn, ...]:  # noqa: ANN401 sc
     width = getattr(first, "n_features_in_", None) or getattr(estimator, "n_features_in_", None)
     if width is None:
         raise UnsupportedModelError(
-            f"{type(first).__qualname__} does not say how many features it takes, and does not convert. Replace it; "
-            "hashed texts by CountVectorizer or TfidfVectorizer."
+            f"{type(first).__qualname__} does not say how many features it takes, which an ONNX input has to. Replace it "
+            "by an estimator with n_features_in_; a HashingVectorizer by a CountVectorizer."
         )
     values = _values(estimator, width)
     dtype = _dtype(values, type(first).__qualname__)

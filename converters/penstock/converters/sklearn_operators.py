@@ -3,16 +3,19 @@
 Inputs are FP32 as elsewhere; what is a difference of large numbers is computed in FP64, as scikit-learn does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.decomposition import PCA, IncrementalPCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.impute import SimpleImputer
+from sklearn.mixture import GaussianMixture
+from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
 
 Convert = Callable[[Any, Any, Any], None]
@@ -112,19 +115,66 @@ def _linear_discriminant(scope: Any, operator: Any, container: Any) -> None:  # 
     writer.give(1, writer.node("Softmax", scores, axis=1))
 
 
-def _quadratic_discriminant(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
-    """skl2onnx's own, whose labels lie in one row instead of one column."""
-    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
-
+def _gaussians(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    """The class, or component, under whose normal distribution a row is most likely."""
     writer = _Writer(scope, operator, container)
-    row = scope.get_unique_variable_name("labels")
-    labels, probabilities = operator.outputs
-    operator.outputs[:] = [SimpleNamespace(full_name=row, type=labels.type), probabilities]
-    try:
-        get_converter(operator.type)(scope, operator, container)
-    finally:
-        operator.outputs[:] = [labels, probabilities]
-    writer.give(0, writer.node("Reshape", row, np.array([-1])))
+    rows = writer.rows()
+    logs = []
+    for mean, whitening, constant in _GAUSSIANS[type(writer.estimator)](writer.estimator):
+        white = writer.node("MatMul" if whitening.ndim > 1 else "Mul", writer.node("Sub", rows, mean), whitening)
+        squares = writer.node("ReduceSum", writer.node("Mul", white, white), np.array([1]), keepdims=1)
+        logs.append(writer.node("Add", writer.node("Mul", squares, -0.5), constant))
+    scores = writer.node("Concat", *logs, axis=1)
+    index = writer.node("ArgMax", scores, axis=1, keepdims=0)
+    if hasattr(writer.estimator, "classes_"):
+        writer.labels(index)
+    else:
+        writer.give(0, index)
+    writer.give(1, writer.node("Softmax", scores, axis=1))
+
+
+_Gaussian = tuple[NDArray[np.float64], NDArray[np.float64], float]
+"""The mean, what makes rows standard normal (a matrix, or a factor for each column), and the logarithm at the mean."""
+
+
+def _naive_gaussians(model: GaussianNB) -> Iterator[_Gaussian]:
+    for mean, variance, prior in zip(model.theta_, model.var_, model.class_prior_, strict=True):
+        yield mean, variance**-0.5, np.log(prior) - 0.5 * np.log(variance).sum()
+
+
+def _quadratic_gaussians(model: QuadraticDiscriminantAnalysis) -> Iterator[_Gaussian]:
+    parts = zip(model.means_, model.rotations_, model.scalings_, model.priors_, strict=True)
+    for mean, rotation, variance, prior in parts:
+        yield mean, rotation * variance**-0.5, np.log(prior) - 0.5 * np.log(variance).sum()
+
+
+def _mixed_gaussians(model: GaussianMixture) -> Iterator[_Gaussian]:
+    count, width = model.means_.shape
+    factors = model.precisions_cholesky_
+    if model.covariance_type == "tied":
+        factors = np.broadcast_to(factors, (count, width, width))
+    if model.covariance_type == "spherical":
+        factors = np.repeat(factors[:, None], width, axis=1)
+    for mean, factor, weight in zip(model.means_, factors, model.weights_, strict=True):
+        diagonal = factor if factor.ndim == 1 else np.diag(factor)
+        yield mean, factor, np.log(weight) + np.log(diagonal).sum()
+
+
+_GAUSSIANS: dict[type, Callable[[Any], Iterator[_Gaussian]]] = {
+    GaussianMixture: _mixed_gaussians,
+    GaussianNB: _naive_gaussians,
+    QuadraticDiscriminantAnalysis: _quadratic_gaussians,
+}
+
+
+def _principal_components(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    writer = _Writer(scope, operator, container)
+    model = writer.estimator
+    found = writer.node("MatMul", writer.node("Sub", writer.rows(), model.mean_), model.components_.T)
+    if model.whiten:
+        deviations = np.sqrt(model.explained_variance_)
+        found = writer.node("Div", found, np.maximum(deviations, np.finfo(deviations.dtype).eps))
+    writer.give(0, found)
 
 
 def _one_hot(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
@@ -183,10 +233,11 @@ def _imputer(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401
 
 OPERATORS: dict[type, Convert] = {
     **dict.fromkeys((MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler), _scaler),
+    **dict.fromkeys(_GAUSSIANS, _gaussians),
+    **dict.fromkeys((IncrementalPCA, PCA), _principal_components),
     **dict.fromkeys((KMeans, MiniBatchKMeans), _k_means),
     LinearDiscriminantAnalysis: _linear_discriminant,
     OneHotEncoder: _one_hot,
-    QuadraticDiscriminantAnalysis: _quadratic_discriminant,
     SimpleImputer: _imputer,
 }
 """For skl2onnx, which otherwise knows them by its own converters."""

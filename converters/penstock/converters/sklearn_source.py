@@ -159,7 +159,7 @@ def _outputs(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publ
     label = SourceTensor("label", "int64", (None,))
     if is_classifier(estimator):
         return _classified(estimator)
-    if is_regressor(estimator) or getattr(estimator, "_estimator_type", "") == "ranker":
+    if is_regressor(estimator) or type(last).__name__.endswith("Ranker"):
         return [_Output(SourceTensor("prediction", "float32", (None, 1)), 0, estimator.predict)]
     if hasattr(last, "cluster_centers_") and hasattr(estimator, "predict"):
         distances = SourceTensor("distances", "float32", (None, len(last.cluster_centers_)))

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.sklearn_boosters import splits_of
-from penstock.converters.sklearn_steps import steps_of
+from penstock.converters.sklearn_steps import last_of, steps_of
 
 MAX_TIES = 256
+_LIGHTGBM_ZERO = np.float32(-1e-35)
+"""LightGBM reads a number that is as small as this as zero, which is above it."""
 _SCALERS = frozenset({"MaxAbsScaler", "MinMaxScaler", "RobustScaler", "StandardScaler"})
 
 
@@ -35,7 +37,8 @@ def trees_of(estimator: Any) -> list[Tree]:  # noqa: ANN401 scikit-learn publish
 def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
     """Rows with one feature at a threshold of a tree, or the next number beside it; None where no tree sees them.
 
-    Behind scalers, they are the rows that come out there.
+    Behind scalers, they are the rows that come out there: of trees that round what they get to float32. What others see
+    of scaled numbers differs from float32 by a rounding.
     """
     steps = getattr(estimator, "steps", None)
     if steps is not None and len(steps) > 1:
@@ -49,22 +52,22 @@ def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN40
 def _rows_before(pipeline: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
     ties = threshold_rows(pipeline[-1:])
     before = pipeline[:-1]
-    if ties is None or any(type(step).__name__ not in _SCALERS for _, step in before.steps):
+    last = last_of(pipeline)
+    rounds = not hasattr(last, "_predictors") and type(last).__module__.partition(".")[0] != "lightgbm"
+    if ties is None or not rounds or any(type(step).__name__ not in _SCALERS for _, step in before.steps):
         return None
     rows: NDArray[np.float32] = before.inverse_transform(ties).astype(np.float32)
     return np.concatenate([rows, np.nextafter(rows, np.float32(np.inf)), np.nextafter(rows, np.float32(-np.inf))])
 
 
 def _threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
-    trees = trees_of(estimator)
-    splits = sorted(
-        {
-            split
-            for tree in trees
-            for split in zip(tree.feature[tree.is_split], tree.threshold[tree.is_split], strict=True)
-        }
-        | set(splits_of(estimator))
-    )
+    known = [
+        split
+        for tree in trees_of(estimator)
+        for split in zip(tree.feature[tree.is_split], tree.threshold[tree.is_split], strict=True)
+    ]
+    # A split that only tells NaN from numbers has an infinite threshold.
+    splits = sorted({split for split in known + splits_of(estimator) if np.isfinite(split[1])})
     if not splits:
         return None
     random = np.random.default_rng(0)
@@ -110,7 +113,9 @@ def _round_down_known(model: onnx.ModelProto, splits: list[tuple[int, float]]) -
     """Rounds down the thresholds of a booster, whose nodes stand in the graph in another order than in itself."""
     thresholds = np.asarray([threshold for _, threshold in splits], np.float64)
     keys = [(feature, float(np.float32(threshold))) for feature, threshold in splits]
-    below = dict(zip(keys, _rounded_down(thresholds).tolist(), strict=True))
+    rounded = _rounded_down(thresholds)
+    rounded = np.where(rounded == _LIGHTGBM_ZERO, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    below = dict(zip(keys, rounded.tolist(), strict=True))
     for node in nodes_of(model.graph):
         if node.op_type.startswith("TreeEnsemble") and splits:
             modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings

@@ -64,6 +64,12 @@ def _sklearn(model: Any, _: Tensors | None = None) -> Source:  # noqa: ANN401 sc
     return SklearnSource(model)
 
 
+def _booster(model: Any, _: Tensors | None = None) -> Source:  # noqa: ANN401 such models publish no types
+    from penstock.converters.sklearn_boosters import estimator_of  # noqa: PLC0415 only for such a model
+
+    return _sklearn(estimator_of(model))
+
+
 def _pytorch(model: Any, samples: Tensors | None) -> Source:  # noqa: ANN401 torch need not be there
     if not find_spec("onnxscript"):
         raise UnsupportedModelError("torch exports to ONNX with onnxscript: pip install 'penstock[pytorch]'.")
@@ -106,7 +112,9 @@ _FILES: dict[str, Callable[[Path], Source]] = {
 # By the first package that a class of the model, or of what it derives from, is defined in.
 _LIVE: dict[str, Callable[[Any, Tensors | None], Source]] = {
     "keras": _keras,
+    "lightgbm": _booster,
     "onnx": _onnx,
     "sklearn": _sklearn,
     "torch": _pytorch,
+    "xgboost": _booster,
 }
