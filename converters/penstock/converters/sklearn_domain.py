@@ -50,7 +50,9 @@ def _of_rows(rows: Any) -> Domain:  # noqa: ANN401 an array, or a sparse one
 def _of_mean(step: Any) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
     if getattr(step, "var_", None) is not None:
         return step.mean_, np.sqrt(step.var_)
-    return (step.mean_, np.sqrt(np.diag(step.get_covariance()))) if hasattr(step, "get_covariance") else None
+    if not hasattr(step, "explained_variance_"):
+        return None
+    return step.mean_, np.sqrt(step.explained_variance_ @ np.square(step.components_))
 
 
 def _of_statistics(step: Any) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types

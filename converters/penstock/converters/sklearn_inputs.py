@@ -55,8 +55,8 @@ def input_columns(estimator: Any) -> tuple[InputColumn, ...]:  # noqa: ANN401 sc
     width = getattr(first, "n_features_in_", None) or getattr(estimator, "n_features_in_", None)
     if width is None:
         raise UnsupportedModelError(
-            f"{type(first).__qualname__} does not say how many features it takes, which an ONNX input has to. Replace it "
-            "by an estimator with n_features_in_; a HashingVectorizer by a CountVectorizer."
+            f"{type(first).__qualname__} does not say how many features it takes, which an ONNX input has to. Replace "
+            "it by an estimator with n_features_in_; a HashingVectorizer by a CountVectorizer."
         )
     values = _values(estimator, width)
     dtype = _dtype(values, type(first).__qualname__)
@@ -124,8 +124,8 @@ def _dtype(columns: Sequence[Values], name: str) -> str:
     if texts:
         raise UnsupportedModelError(
             f"{name!r} has categories that are no texts beside texts: "
-            f"{[value for value in values if not isinstance(value, str)][:3]}. A text input holds nothing else: replace "
-            "missing values by a text (SimpleImputer(strategy='constant')), and give columns of numbers columns of "
+            f"{[value for value in values if not isinstance(value, str)][:3]}. A text input holds nothing else: put a "
+            "text in their place, with a SimpleImputer whose missing_values they are, and give numbers columns of "
             "their own in a table."
         )
     if values and all(columns) and all(isinstance(value, int) for value in values):

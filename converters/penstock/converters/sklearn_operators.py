@@ -5,6 +5,7 @@ Inputs are FP32 as elsewhere; what is a difference of large numbers is computed 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.decomposition import PCA, IncrementalPCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.mixture import GaussianMixture
 from sklearn.naive_bayes import GaussianNB
@@ -81,7 +83,8 @@ def _scaler(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 
     if isinstance(scaler, MinMaxScaler):
         rows = writer.node("Add", writer.node("Mul", rows, scaler.scale_), scaler.min_)
         if scaler.clip:
-            rows = writer.node("Max", writer.node("Min", rows, scaler.feature_range[1]), scaler.feature_range[0])
+            low, high = map(float, scaler.feature_range)
+            rows = writer.node("Max", writer.node("Min", rows, high), low)
     else:
         centre = scaler.mean_ if isinstance(scaler, StandardScaler) else getattr(scaler, "center_", None)
         if centre is not None and getattr(scaler, "with_mean", True):
@@ -184,7 +187,7 @@ def _one_hot(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401
     writer = _Writer(scope, operator, container)
     encoder = writer.estimator
     floats = [type(value.type).__name__ in {"FloatTensorType", "DoubleTensorType"} for value in operator.inputs]
-    if not any(floats) or getattr(encoder, "_infrequent_enabled", False):
+    if not any(floats):
         get_converter(operator.type)(scope, operator, container)
         return
     columns = [
@@ -218,6 +221,31 @@ def _exact_column(writer: _Writer, column: str, categories: Any) -> str:  # noqa
     return writer.node("Reshape", encoded, np.array([-1, len(categories)]))
 
 
+def _boosted_trees(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    """skl2onnx forgets that the trees of some losses give the logarithm of the prediction."""
+    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
+
+    convert = get_converter(operator.type)
+    if operator.raw_operator.loss not in {"gamma", "poisson"}:
+        convert(scope, operator, container)
+        return
+    logarithm = scope.get_unique_variable_name("logarithm")
+    given = operator.outputs[0]
+    inner = SimpleNamespace(full_name=logarithm, raw_name=logarithm, type=given.type)
+    parts = {
+        "raw_operator": operator.raw_operator,
+        "inputs": operator.inputs,
+        "outputs": [inner],
+        "type": operator.type,
+    }
+    convert(
+        scope,
+        SimpleNamespace(**parts, output_full_names=[logarithm], input_full_names=operator.input_full_names),
+        container,
+    )
+    _Writer(scope, operator, container).node("Exp", logarithm, output=given.full_name)
+
+
 def _imputer(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
     """Texts on the wire are never missing: there is nothing to put in."""
     from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
@@ -236,6 +264,7 @@ OPERATORS: dict[type, Convert] = {
     **dict.fromkeys(_GAUSSIANS, _gaussians),
     **dict.fromkeys((IncrementalPCA, PCA), _principal_components),
     **dict.fromkeys((KMeans, MiniBatchKMeans), _k_means),
+    HistGradientBoostingRegressor: _boosted_trees,
     LinearDiscriminantAnalysis: _linear_discriminant,
     OneHotEncoder: _one_hot,
     SimpleImputer: _imputer,

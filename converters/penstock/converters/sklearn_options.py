@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.sklearn_boosters import without_names
 from penstock.converters.sklearn_steps import steps_of
 from penstock.converters.sklearn_text import text_options
@@ -24,11 +25,36 @@ def options_of(estimator: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401 sci
     """Probabilities as a matrix, and words as Python finds them. Raises `UnsupportedModelError`."""
     options: dict[int, dict[str, Any]] = {}
     for step in steps_of(estimator):
+        _check(step)
         if hasattr(step, "vocabulary_"):
             options[id(step)] = text_options(step)
         elif hasattr(step, "predict") and not hasattr(step, "steps"):
             options[id(step)] = {"zipmap": False} if "zipmap" in _known_options(step) else {}
     return options
+
+
+def _check(step: Any) -> None:  # noqa: ANN401 scikit-learn publishes no types
+    """Raises `UnsupportedModelError` for what skl2onnx converts wrongly or into operators that no one has."""
+    name = type(step).__qualname__
+    if name in _REPLACEMENTS:
+        raise UnsupportedModelError(f"{name} does not convert. Take {_REPLACEMENTS[name]} instead, and fit again.")
+    if getattr(step, "add_indicator", False):
+        raise UnsupportedModelError(
+            f"{name}(add_indicator=True) does not convert: skl2onnx leaves the indicators out. Fit it without them."
+        )
+    if getattr(step, "_infrequent_enabled", False):
+        raise UnsupportedModelError(
+            f"{name} with min_frequency or max_categories does not convert. Join rare categories before the fit."
+        )
+
+
+_REPLACEMENTS = {
+    "GaussianProcessClassifier": "SVC(probability=True) or LogisticRegression",
+    "KNNImputer": "SimpleImputer",
+    "MissingIndicator": "SimpleImputer",
+    "OneVsOneClassifier": "OneVsRestClassifier",
+    "SplineTransformer": "PolynomialFeatures or KBinsDiscretizer(encode='ordinal')",
+}
 
 
 def _known_options(step: Any) -> frozenset[str]:  # noqa: ANN401 scikit-learn publishes no types

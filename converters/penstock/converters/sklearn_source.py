@@ -181,8 +181,8 @@ def _outputs(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publ
 def _classified(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publishes no types
     if isinstance(estimator.classes_, list) or np.ndim(estimator.classes_) > 1:
         raise UnsupportedModelError(
-            f"{type(estimator).__qualname__} gives {len(estimator.classes_)} labels a row; an ONNX classifier gives one. "
-            "Fit and convert a classifier for each."
+            f"{type(estimator).__qualname__} gives {len(estimator.classes_)} labels a row; an ONNX classifier gives "
+            "one. Fit and convert a classifier for each."
         )
     classes = np.asarray(estimator.classes_)
     label = SourceTensor("label", TEXT if classes.dtype.kind in "OU" else "int64", (None,))

@@ -1,7 +1,7 @@
-"""Patterns of words: Python's, which know all letters, in the dialect of ONNX Runtime's tokenizer, which is RE2.
+r"""Patterns of words: Python's, which know all letters, in the dialect of ONNX Runtime's tokenizer, which is RE2.
 
-RE2's `\\w`, `\\d`, `\\s` and `\\b` know ASCII alone, and the tokenizer takes the longest of alternatives where Python takes
-the first. A pattern is translated where that is exact, and refused where not.
+RE2's `\w`, `\d`, `\s` and `\b` know ASCII alone, and the tokenizer takes the longest of alternatives where Python
+takes the first. A pattern is translated where that is exact, and refused where not.
 """
 
 import re
@@ -37,8 +37,8 @@ def draw_document(random: np.random.Generator, words: Sequence[str]) -> str:
     pieces = []
     for _ in range(6):
         word = str(words[random.integers(len(words))])
-        forms = (word, word, _capitals(word), f"ñ{word}", f"{word}é", _STRANGE[random.integers(len(_STRANGE))])
-        pieces += [forms[random.integers(len(forms))], _SEPARATORS[random.integers(len(_SEPARATORS))]]
+        forms = (word, word, _capitals(word), f"ñ{word}", f"{word}é", str(random.choice(_STRANGE)))
+        pieces += [forms[random.integers(len(forms))], str(random.choice(_SEPARATORS))]
     return "".join(pieces)
 
 
@@ -64,8 +64,8 @@ def text_options(vectorizer: Any) -> dict[str, Any]:  # noqa: ANN401 scikit-lear
     for parameter in ("preprocessor", "tokenizer", "strip_accents"):
         if getattr(vectorizer, parameter) is not None:
             raise UnsupportedModelError(
-                f"{name}({parameter}={getattr(vectorizer, parameter)!r}) does not convert: ONNX has no such step. Leave "
-                f"{parameter} at None and prepare the texts before they are sent."
+                f"{name}({parameter}={getattr(vectorizer, parameter)!r}) does not convert: ONNX has no such step. "
+                f"Leave {parameter} at None and prepare the texts before they are sent."
             )
     if vectorizer.analyzer != "word":
         raise UnsupportedModelError(
@@ -106,6 +106,6 @@ def _escape(letter: str, pattern: str, *, inside: bool) -> str:
 
 def _untranslatable(pattern: str, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"The token pattern {pattern!r} has {what}, which ONNX Runtime's tokenizer reads otherwise than Python. Fit the "
-        r"vectorizer with a pattern of classes and greedy quantifiers alone, such as (?u)\b\w\w+\b or [a-z]+."
+        f"The token pattern {pattern!r} has {what}, which ONNX Runtime's tokenizer reads otherwise than Python. Fit "
+        r"the vectorizer with a pattern of classes and greedy quantifiers alone, such as (?u)\b\w\w+\b or [a-z]+."
     )
