@@ -16,6 +16,17 @@ from sklearn.decomposition import PCA, IncrementalPCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import (
+    ElasticNet,
+    ElasticNetCV,
+    Lasso,
+    LassoCV,
+    LinearRegression,
+    LogisticRegression,
+    LogisticRegressionCV,
+    Ridge,
+    RidgeCV,
+)
 from sklearn.mixture import GaussianMixture
 from sklearn.naive_bayes import GaussianNB
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
@@ -118,6 +129,43 @@ def _linear_discriminant(scope: Any, operator: Any, container: Any) -> None:  # 
     writer.give(1, writer.node("Softmax", scores, axis=1))
 
 
+_FAR = 64.0
+"""An intercept above this takes from the features what lies far from zero."""
+
+
+def _logistic(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    model = operator.raw_operator
+    one_by_one = len(model.classes_) > 2 and getattr(model, "solver", "") == "liblinear"
+    if one_by_one or not _lies_far(model):
+        _converter_of(operator)(scope, operator, container)
+    else:
+        _linear_discriminant(scope, operator, container)
+
+
+def _linear(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    model = operator.raw_operator
+    if not _lies_far(model):
+        _converter_of(operator)(scope, operator, container)
+        return
+    writer = _Writer(scope, operator, container)
+    coefficients = np.atleast_2d(model.coef_)
+    sums = writer.node("MatMul", writer.rows(), coefficients.T)
+    writer.give(0, writer.node("Add", sums, np.broadcast_to(model.intercept_, len(coefficients))))
+
+
+def _lies_far(model: Any) -> bool:  # noqa: ANN401 scikit-learn publishes no types
+    """Whether what the intercept takes away is more than float32 can lose. Elsewhere FP64 would cost time."""
+    return bool(np.max(np.abs(model.intercept_)) > _FAR)
+
+
+def _converter_of(operator: Any) -> Convert:  # noqa: ANN401 skl2onnx publishes no types
+    """skl2onnx's own."""
+    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
+
+    convert: Convert = get_converter(operator.type)
+    return convert
+
+
 def _gaussians(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
     """The class, or component, under whose normal distribution a row is most likely."""
     writer = _Writer(scope, operator, container)
@@ -182,13 +230,11 @@ def _principal_components(scope: Any, operator: Any, container: Any) -> None:  #
 
 def _one_hot(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
     """skl2onnx takes numbers for integers, and so 2.7 for the category 2; that of texts and integers is right."""
-    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
-
     writer = _Writer(scope, operator, container)
     encoder = writer.estimator
     floats = [type(value.type).__name__ in {"FloatTensorType", "DoubleTensorType"} for value in operator.inputs]
     if not any(floats):
-        get_converter(operator.type)(scope, operator, container)
+        _converter_of(operator)(scope, operator, container)
         return
     columns = [
         (writer.node("Gather", value.full_name, np.array([column]), axis=1), is_float)
@@ -223,9 +269,7 @@ def _exact_column(writer: _Writer, column: str, categories: Any) -> str:  # noqa
 
 def _boosted_trees(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
     """skl2onnx forgets that the trees of some losses give the logarithm of the prediction."""
-    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
-
-    convert = get_converter(operator.type)
+    convert = _converter_of(operator)
     if operator.raw_operator.loss not in {"gamma", "poisson"}:
         convert(scope, operator, container)
         return
@@ -248,11 +292,9 @@ def _boosted_trees(scope: Any, operator: Any, container: Any) -> None:  # noqa: 
 
 def _imputer(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
     """Texts on the wire are never missing: there is nothing to put in."""
-    from skl2onnx.common._registration import get_converter  # noqa: PLC0415 slow, and only for conversions
-
     texts = type(operator.inputs[0].type).__name__ == "StringTensorType"
     if not texts or isinstance(operator.raw_operator.missing_values, str):
-        get_converter(operator.type)(scope, operator, container)
+        _converter_of(operator)(scope, operator, container)
         return
     writer = _Writer(scope, operator, container)
     columns = [value.full_name for value in operator.inputs]
@@ -265,6 +307,8 @@ OPERATORS: dict[type, Convert] = {
     **dict.fromkeys((IncrementalPCA, PCA), _principal_components),
     **dict.fromkeys((KMeans, MiniBatchKMeans), _k_means),
     HistGradientBoostingRegressor: _boosted_trees,
+    **dict.fromkeys((ElasticNet, ElasticNetCV, Lasso, LassoCV, LinearRegression, Ridge, RidgeCV), _linear),
+    **dict.fromkeys((LogisticRegression, LogisticRegressionCV), _logistic),
     LinearDiscriminantAnalysis: _linear_discriminant,
     OneHotEncoder: _one_hot,
     SimpleImputer: _imputer,

@@ -36,9 +36,9 @@ def draw_document(random: np.random.Generator, words: Sequence[str]) -> str:
     """Words as they are, in capitals, with letters beyond ASCII beside them, and words that nobody knows."""
     pieces = []
     for _ in range(6):
-        word = str(words[random.integers(len(words))])
+        word = words[int(random.integers(len(words)))]
         forms = (word, word, _capitals(word), f"ñ{word}", f"{word}é", str(random.choice(_STRANGE)))
-        pieces += [forms[random.integers(len(forms))], str(random.choice(_SEPARATORS))]
+        pieces += [forms[int(random.integers(len(forms)))], str(random.choice(_SEPARATORS))]
     return "".join(pieces)
 
 

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.mixture import GaussianMixture
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
@@ -30,7 +30,7 @@ from penstock.converters.sklearn_text import tokenizer_pattern
 RANDOM = np.random.default_rng(5)
 NEAR = RANDOM.standard_normal((300, 4))
 CLASSES = (NEAR[:, 0] + NEAR[:, 1] ** 2 > 0.5).astype(int)
-SCALES, PLACES = np.array([1e3, 1.0, 2.6e6, 50.0]), np.array([1e6, 5e3, 1.7e9, 100.0])
+SCALES, PLACES = np.array([1e3, 1.0, 2.6e5, 50.0]), np.array([1e6, 5e3, 1.7e9, 100.0])
 FAR = (NEAR * SCALES + PLACES).astype(np.float32).astype(np.float64)
 FRESH = (RANDOM.standard_normal((500, 4)) * SCALES + PLACES).astype(np.float32)
 VALUES = NEAR @ [1, 2, 3, 4]
@@ -50,6 +50,13 @@ def check(path: Path, rows: dict[str, NDArray[Any]], estimator: Any, given: Any)
         np.testing.assert_allclose(answer, expected.reshape(answer.shape), rtol=1e-3, atol=1e-4)
 
 
+def folded(model: Any) -> Any:
+    """A linear model of rows around zero as one of the rows as they come."""
+    model.coef_ = model.coef_ / SCALES
+    model.intercept_ = model.intercept_ - model.coef_ @ PLACES
+    return model
+
+
 FAR_ESTIMATORS = [
     LinearDiscriminantAnalysis().fit(FAR, CLASSES),
     QuadraticDiscriminantAnalysis(solver="eigen", shrinkage=0.1).fit(FAR, CLASSES),
@@ -62,6 +69,10 @@ FAR_ESTIMATORS = [
     RobustScaler().fit(FAR),
     MinMaxScaler(clip=True).fit(FAR),
     make_pipeline(StandardScaler(), SVC()).fit(FAR, CLASSES),
+    LinearRegression().fit(FAR, VALUES),
+    LinearRegression().fit(FAR, np.column_stack([VALUES, 1e4 * VALUES])),
+    folded(LogisticRegression().fit(NEAR, CLASSES)),
+    folded(LogisticRegression().fit(NEAR, CLASSES + (NEAR[:, 2] > 1))),
     make_pipeline(StandardScaler(), KMeans(3, n_init=1, random_state=0)).fit(FAR),
     make_pipeline(StandardScaler(), DecisionTreeRegressor()).fit(FAR, VALUES),
 ]
@@ -73,7 +84,9 @@ def test_features_far_from_zero(estimator: Any, tmp_path: Path) -> None:
     check(tmp_path / "model.onnx", {"features": FRESH}, estimator, FRESH.astype(np.float64))
 
 
-@pytest.mark.parametrize("estimator", [*FAR_ESTIMATORS[:3], *FAR_ESTIMATORS[4:]], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator", [*FAR_ESTIMATORS[:3], *FAR_ESTIMATORS[4:11], FAR_ESTIMATORS[-1]], ids=lambda e: type(e).__name__
+)
 def test_rows_are_drawn_where_the_estimator_was_trained(estimator: Any) -> None:
     rows = SklearnSource(estimator).random_rows({"features": (200, 4)}, 0)["features"]
     assert (np.abs(rows.mean(axis=0) - PLACES) < 3 * SCALES).all()
