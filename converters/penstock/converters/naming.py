@@ -187,8 +187,14 @@ def _bodies(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _without_counter(name: str) -> str:
-    """tf2onnx counts in `x__12` and writes memory addresses into `einsum…`, TensorFlow counts in `…_frozen_345`."""
-    return re.sub(r"__\d+|(?<=_frozen)_\d+|(?<=einsum)\d+", "", name).removesuffix(":0") or "tensor"
+    """tf2onnx counts in `x__12` and writes memory addresses into `einsum…`, TensorFlow counts in `…_frozen_345`.
+
+    skl2onnx counts the loops over neighbours of a process, `cdistd_7`.
+    """
+    return (
+        re.sub(r"__\d+|(?<=_frozen)_\d+|(?<=einsum)\d+|(?<=cdistd)_\d+|(?<=cdistdf)_\d+", "", name).removesuffix(":0")
+        or "tensor"
+    )
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 from penstock.converters.errors import UnsupportedModelError
-from penstock.converters.sklearn_boosters import without_names
+from penstock.converters.sklearn_boosters import register, without_names
 from penstock.converters.sklearn_steps import steps_of
 from penstock.converters.sklearn_text import text_options
 
@@ -25,7 +25,6 @@ def options_of(estimator: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401 sci
     """Probabilities as a matrix, and words as Python finds them. Raises `UnsupportedModelError`."""
     options: dict[int, dict[str, Any]] = {}
     for step in steps_of(estimator):
-        _check(step)
         if hasattr(step, "vocabulary_"):
             options[id(step)] = text_options(step)
         elif hasattr(step, "predict") and not hasattr(step, "steps"):
@@ -33,8 +32,16 @@ def options_of(estimator: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401 sci
     return options
 
 
-def _check(step: Any) -> None:  # noqa: ANN401 scikit-learn publishes no types
+def check_steps(estimator: Any) -> None:  # noqa: ANN401 scikit-learn publishes no types
     """Raises `UnsupportedModelError` for what skl2onnx converts wrongly or into operators that no one has."""
+    for step in steps_of(estimator):
+        _check(step)
+        if hasattr(step, "vocabulary_"):
+            text_options(step)
+    register(estimator)
+
+
+def _check(step: Any) -> None:  # noqa: ANN401 scikit-learn publishes no types
     name = type(step).__qualname__
     if name in _REPLACEMENTS:
         raise UnsupportedModelError(f"{name} does not convert. Take {_REPLACEMENTS[name]} instead, and fit again.")

@@ -19,10 +19,9 @@ from penstock.converters.errors import ConversionError, UnsupportedModelError
 from penstock.converters.gate import nodes_of
 from penstock.converters.parity import Tensors
 from penstock.converters.signature import Signature
-from penstock.converters.sklearn_boosters import register
 from penstock.converters.sklearn_inputs import input_columns
 from penstock.converters.sklearn_operators import OPERATORS
-from penstock.converters.sklearn_options import options_of, prepared
+from penstock.converters.sklearn_options import check_steps, options_of, prepared
 from penstock.converters.sklearn_steps import last_of
 from penstock.converters.sklearn_trees import make_exact, threshold_rows
 from penstock.converters.source import TEXT, SourceTensor
@@ -55,6 +54,7 @@ class SklearnSource:
             check_is_fitted(estimator)
         except NotFittedError as error:
             raise UnsupportedModelError(f"{type(estimator).__qualname__} is not fitted. Call fit first.") from error
+        check_steps(estimator)
         self._estimator = estimator
         self._columns = input_columns(estimator)
         self._outputs = tuple(_outputs(estimator))
@@ -107,7 +107,6 @@ class SklearnSource:
             StringTensorType,
         )
 
-        register(self._estimator)
         estimator = prepared(self._estimator)
         types = {
             TEXT: StringTensorType,

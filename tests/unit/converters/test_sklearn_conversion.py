@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from sklearn.cluster import KMeans
+from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import ColumnTransformer
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
@@ -18,11 +19,18 @@ from sklearn.ensemble import (
     IsolationForest,
     RandomForestClassifier,
     RandomForestRegressor,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
 )
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.impute import SimpleImputer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
+from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
+from sklearn.mixture import GaussianMixture
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
+from sklearn.neighbors import KNeighborsClassifier, LocalOutlierFactor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
 from sklearn.svm import SVC, SVR, LinearSVC
@@ -43,6 +51,9 @@ FEATURES, TEXT = "features FP32 [batch, 4]", "text BYTES [batch, 1]"
 LABEL, PROBABILITIES = "label INT64 [batch]", "probabilities FP32 [batch, 3]"
 PREDICTION = "prediction FP32 [batch, 1]"
 
+MEMBERS = [("l", LogisticRegression()), ("f", RandomForestClassifier(5)), ("t", DecisionTreeClassifier())]
+REGRESSORS = [("l", Ridge()), ("f", RandomForestRegressor(5))]
+
 CASES: list[tuple[Any, str, list[str], set[str]]] = [
     (LogisticRegression().fit(X, ANIMALS), FEATURES, ["label BYTES [batch]", PROBABILITIES], set()),
     (make_pipeline(StandardScaler(), LogisticRegression()).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
@@ -62,6 +73,32 @@ CASES: list[tuple[Any, str, list[str], set[str]]] = [
     (LinearSVC().fit(X, CLASSES), FEATURES, [LABEL], set()),
     (KMeans(3, n_init=2).fit(X), FEATURES, [LABEL, "distances FP32 [batch, 3]"], set()),
     (GaussianNB().fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
+    (make_pipeline(StandardScaler(), LinearSVC()).fit(X, CLASSES), FEATURES, [LABEL], set()),
+    (
+        make_pipeline(StandardScaler(), KMeans(3, n_init=2)).fit(X),
+        FEATURES,
+        [LABEL, "distances FP32 [batch, 3]"],
+        set(),
+    ),
+    (make_pipeline(StandardScaler(), GaussianMixture(3)).fit(X), FEATURES, [LABEL, PROBABILITIES], set()),
+    (GaussianMixture(3, covariance_type="tied").fit(X), FEATURES, [LABEL, PROBABILITIES], set()),
+    (GaussianMixture(3, covariance_type="spherical").fit(X), FEATURES, [LABEL, PROBABILITIES], set()),
+    (LinearDiscriminantAnalysis().fit(X, CLASSES > 0), FEATURES, [LABEL, "probabilities FP32 [batch, 2]"], set()),
+    (LinearDiscriminantAnalysis().fit(X, ANIMALS), FEATURES, ["label BYTES [batch]", PROBABILITIES], set()),
+    (QuadraticDiscriminantAnalysis().fit(X, ANIMALS), FEATURES, ["label BYTES [batch]", PROBABILITIES], set()),
+    (KNeighborsClassifier(3).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
+    (LocalOutlierFactor(novelty=True).fit(X), FEATURES, ["label INT64 [batch, 1]"], set()),
+    (
+        HistGradientBoostingRegressor(loss="poisson", max_iter=9).fit(X, VALUES**2),
+        FEATURES,
+        [PREDICTION],
+        {"nan", "tie"},
+    ),
+    (VotingClassifier(MEMBERS).fit(X, ANIMALS), FEATURES, ["label BYTES [batch]"], {"tie"}),
+    (VotingClassifier(MEMBERS, voting="soft").fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], {"tie"}),
+    (StackingClassifier(MEMBERS).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
+    (VotingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], {"tie"}),
+    (StackingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], set()),
     (RobustScaler().fit(X), FEATURES, ["transformed FP32 [batch, 4]"], {"nan"}),
     (
         make_pipeline(SimpleImputer(), LogisticRegression()).fit(HOLES, CLASSES),
@@ -178,6 +215,13 @@ def test_the_gate_sees_a_threshold_that_is_off_by_a_rounding(tmp_path: Path) -> 
         verify(nearest_thresholds(tmp_path / "model.onnx", estimator), estimator)
 
 
+TWO_LABELS = np.column_stack([CLASSES > 0, X[:, 3] > 0]).astype(int)
+
+
+def words(**options: Any) -> Any:
+    return make_pipeline(CountVectorizer(**options), LogisticRegression()).fit(TEXTS, KINDS)
+
+
 def categorical() -> Any:
     rows = np.column_stack([RANDOM.integers(0, 4, 200), X[:, 0]])
     return HistGradientBoostingRegressor(max_iter=3, categorical_features=[0]).fit(rows, (rows[:, 0] == 2) * 5.0)
@@ -187,6 +231,23 @@ def categorical() -> Any:
     ("build", "message"),
     [
         (categorical, "splits by categories.*OneHotEncoder"),
+        (lambda: RandomForestClassifier(3).fit(X, TWO_LABELS), "RandomForestClassifier gives 2 labels a row.*each"),
+        (
+            lambda: MultiOutputClassifier(LogisticRegression()).fit(X, TWO_LABELS),
+            "MultiOutputClassifier gives 2 labels a row",
+        ),
+        (lambda: DBSCAN().fit(X), "DBSCAN has neither predict nor transform as it was fitted"),
+        (lambda: LocalOutlierFactor().fit(X), r"LocalOutlierFactor has neither.*LocalOutlierFactor\(novelty=True\)"),
+        (lambda: KNNImputer().fit(HOLES), "KNNImputer does not convert. Take SimpleImputer instead"),
+        (
+            lambda: make_pipeline(SimpleImputer(add_indicator=True), LinearSVC()).fit(HOLES, CLASSES),
+            r"SimpleImputer\(add_indicator=True\) does not convert",
+        ),
+        (lambda: OneHotEncoder(max_categories=2).fit(X.round()), "OneHotEncoder with min_frequency or max_categories"),
+        (lambda: words(token_pattern=r"\b[a-z]+\b"), r"The token pattern '\\\\b\[a-z\]\+\\\\b' has"),
+        (lambda: words(analyzer="char"), r"CountVectorizer\(analyzer='char'\) does not convert"),
+        (lambda: words(strip_accents="unicode"), r"CountVectorizer\(strip_accents='unicode'\) does not convert"),
+        (lambda: HashingVectorizer().fit(TEXTS), "HashingVectorizer does not say how many features.*CountVectorizer"),
         (LogisticRegression, "LogisticRegression is not fitted. Call fit first"),
     ],
 )
