@@ -147,8 +147,8 @@ def _check_parameters(step: Any, refused: Mapping[str, tuple[Any, ...]]) -> None
 
 def _refused(step: Any, name: str, value: Any) -> UnsupportedModelError:  # noqa: ANN401 such estimators publish no types
     return UnsupportedModelError(
-        f"{type(step).__qualname__}({name}={value!r}) does not convert: the converter knows plain sums of trees that "
-        f"split by thresholds. Fit it without {name}; for a linear model take Ridge or LogisticRegression."
+        f"{type(step).__qualname__}({name}={value!r}) does not convert: its converter leaves {name} out. Fit it "
+        f"without; for a linear model take Ridge or LogisticRegression."
     )
 
 

@@ -4,6 +4,7 @@ Random rows are drawn there: around zero, a model of features far from zero answ
 float32 loses of large numbers does not show.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,29 +23,32 @@ def domain_of(estimator: Any, width: int) -> Domain:  # noqa: ANN401 scikit-lear
     """Zero and one where the estimator does not say it."""
     centre, spread = np.zeros(width), np.ones(width)
     for step in seeing(estimator):
-        if hasattr(step, "transformers_"):
+        if hasattr(step, "transformers_") and not hasattr(step, "feature_names_in_"):
             for _, fitted, columns in step.transformers_:
                 chosen = np.arange(width)[columns]
                 centre[chosen], spread[chosen] = domain_of(fitted, len(chosen))
             break
         found = _said(step, width)
-        if found is not None and len(found[0]) == width:
-            known = np.nan_to_num(np.asarray(found, np.float64), posinf=0.0, neginf=0.0)
-            centre, spread = known[0], np.where(known[1] > 0, known[1], 1.0)
+        if found is not None:
+            centre, spread = found[0], np.where(found[1] > 0, found[1], 1.0)
             break
     return centre, spread
 
 
-def _said(step: Any, width: int) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
-    for attribute, say in _SAYS.items():
-        if getattr(step, attribute, None) is not None:
-            return say(step)
-    return _of_splits(step, width)
+def _said(step: Any, width: int) -> NDArray[np.float64] | None:  # noqa: ANN401 scikit-learn publishes no types
+    """The centres above the spreads."""
+    say = next((say for attribute, say in _SAYS.items() if getattr(step, attribute, None) is not None), None)
+    try:
+        known = np.asarray(say(step) if say else _of_splits(step, width), np.float64)
+    except (AttributeError, TypeError, ValueError):  # estimators of others mean another thing by the name
+        return None
+    return np.nan_to_num(known, posinf=0.0, neginf=0.0) if known.shape == (2, width) else None
 
 
 def _of_rows(rows: Any) -> Domain:  # noqa: ANN401 an array, or a sparse one
     dense = np.asarray(rows.toarray() if hasattr(rows, "toarray") else rows, np.float64)
-    return np.nanmean(dense, axis=0), np.nanstd(dense, axis=0)
+    with warnings.catch_warnings(action="ignore"):  # of columns that are nothing but NaN
+        return np.nanmean(dense, axis=0), np.nanstd(dense, axis=0)
 
 
 def _of_mean(step: Any) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types

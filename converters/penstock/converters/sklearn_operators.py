@@ -29,7 +29,7 @@ from sklearn.linear_model import (
 )
 from sklearn.mixture import GaussianMixture
 from sklearn.naive_bayes import GaussianNB
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, OneHotEncoder, RobustScaler, StandardScaler
 
 Convert = Callable[[Any, Any, Any], None]
 """A converter of skl2onnx: of its scope, the operator, and the container that takes nodes."""
@@ -103,6 +103,21 @@ def _scaler(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 
         if scaler.scale_ is not None:
             rows = writer.node("Div", rows, scaler.scale_)
     writer.give(0, rows)
+
+
+def _normalizer(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
+    """Rows of next to nothing stay as they are, which skl2onnx's are not."""
+    writer = _Writer(scope, operator, container)
+    rows = writer.rows()
+    sizes = writer.node("Abs", rows)
+    if writer.estimator.norm == "max":
+        norms = writer.node("ReduceMax", sizes, np.array([1]), keepdims=1)
+    elif writer.estimator.norm == "l1":
+        norms = writer.node("ReduceSum", sizes, np.array([1]), keepdims=1)
+    else:
+        norms = writer.node("Sqrt", writer.node("ReduceSum", writer.node("Mul", rows, rows), np.array([1]), keepdims=1))
+    is_nothing = writer.node("Less", norms, 10 * np.finfo(np.float64).eps)
+    writer.give(0, writer.node("Div", rows, writer.node("Where", is_nothing, 1.0, norms)))
 
 
 def _k_means(scope: Any, operator: Any, container: Any) -> None:  # noqa: ANN401 skl2onnx publishes no types
@@ -310,6 +325,7 @@ OPERATORS: dict[type, Convert] = {
     **dict.fromkeys((ElasticNet, ElasticNetCV, Lasso, LassoCV, LinearRegression, Ridge, RidgeCV), _linear),
     **dict.fromkeys((LogisticRegression, LogisticRegressionCV), _logistic),
     LinearDiscriminantAnalysis: _linear_discriminant,
+    Normalizer: _normalizer,
     OneHotEncoder: _one_hot,
     SimpleImputer: _imputer,
 }

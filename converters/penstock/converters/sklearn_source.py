@@ -1,6 +1,7 @@
 """A scikit-learn estimator, or one that behaves like it, on its way to ONNX."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,11 @@ class SklearnSource:
             raise
         except Exception as error:  # skl2onnx raises whatever its converter raised
             cause = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            cause = re.sub(r"\s*You may raise an is+ue at \S+", "", cause).rstrip(". ")
+            steps = " → ".join(type(step).__name__ for _, step in getattr(self._estimator, "steps", ()))
             raise UnsupportedModelError(
-                f"skl2onnx cannot convert {self.name}: {cause}. Replace the step, or serve the estimator as a Python "
-                "model."
+                f"skl2onnx cannot convert {steps or self.name}: {cause}. Replace the step, or serve the estimator as a "
+                "Python model."
             ) from error
 
     def _given(self, rows: Tensors) -> Any:  # noqa: ANN401 an array, a list or a table

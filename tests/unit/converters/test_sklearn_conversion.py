@@ -32,7 +32,7 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier, LocalOutlierFactor
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, Normalizer, OneHotEncoder, RobustScaler, StandardScaler
 from sklearn.svm import SVC, SVR, LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -99,6 +99,9 @@ CASES: list[tuple[Any, str, list[str], set[str]]] = [
     (StackingClassifier(MEMBERS).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
     (VotingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], {"tie"}),
     (StackingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], set()),
+    (Normalizer().fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
+    (Normalizer("l1").fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
+    (Normalizer("max").fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
     (RobustScaler().fit(X), FEATURES, ["transformed FP32 [batch, 4]"], {"nan"}),
     (
         make_pipeline(SimpleImputer(), LogisticRegression()).fit(HOLES, CLASSES),
