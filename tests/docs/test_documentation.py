@@ -19,6 +19,7 @@ PAGES = [
         "docs/operations.md",
         "docs/serving.md",
         "docs/coverage-keras.md",
+        "docs/coverage-scikit-learn.md",
     )
 ]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")

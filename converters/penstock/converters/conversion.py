@@ -70,7 +70,7 @@ def convert(
     as the samples have it if the module takes no other size. Floats are taken in the datatype of the module's
     weights, integers are drawn from the samples. The module is in evaluation mode only while it runs.
 
-    docs/coverage-keras.md says which layers convert.
+    docs/coverage-keras.md says which layers convert, docs/coverage-scikit-learn.md which estimators.
 
     The file is written only after the graph has passed the gate: valid, loaded by ONNX Runtime, with the model's own
     names, order, datatypes and shapes, and answering like the model on 1, 2, 7 and 32 seeded random rows, on rows that

@@ -50,6 +50,11 @@ def input_columns(estimator: Any) -> tuple[InputColumn, ...]:  # noqa: ANN401 sc
     first = _first(estimator)
     if isinstance(first, ColumnTransformer) and hasattr(first, "feature_names_in_"):
         return tuple(_table_columns(first))
+    if any(isinstance(step, ColumnTransformer) and hasattr(step, "feature_names_in_") for step in seeing(first)):
+        raise UnsupportedModelError(
+            f"{type(first).__qualname__} holds a ColumnTransformer that takes a table, and so takes one itself: only "
+            "pipelines do in ONNX. Put one ColumnTransformer before it: make_pipeline(columns, ensemble)."
+        )
     if hasattr(first, "vocabulary_"):
         return (InputColumn(SourceTensor("text", TEXT, (None, 1)), (words_of(first),), is_document=True),)
     width = getattr(first, "n_features_in_", None) or getattr(estimator, "n_features_in_", None)

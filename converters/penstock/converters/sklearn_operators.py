@@ -73,6 +73,7 @@ class _Writer:
     def labels(self, index: str) -> None:
         """Makes the classes at these positions the first output."""
         classes = np.asarray(self.estimator.classes_)
+        classes = classes.astype(np.int64) if classes.dtype.kind == "f" else classes
         self.give(0, self.node("Gather", classes, index, axis=0))
 
     def _constant(self, value: Any) -> str:  # noqa: ANN401 numbers or texts

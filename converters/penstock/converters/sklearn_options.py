@@ -17,6 +17,8 @@ def prepared(estimator: Any) -> Any:  # noqa: ANN401 scikit-learn publishes no t
     for step in steps_of(changed):
         if hasattr(step, "flatten_transform"):
             step.flatten_transform = False
+        if hasattr(step, "steps"):
+            step.steps = [named for named in step.steps if hasattr(named[1], "get_params")]
         without_names(step)
     return changed
 
@@ -56,6 +58,7 @@ def _check(step: Any) -> None:  # noqa: ANN401 scikit-learn publishes no types
 
 
 _REPLACEMENTS = {
+    "BayesianGaussianMixture": "GaussianMixture",
     "GaussianProcessClassifier": "SVC(probability=True) or LogisticRegression",
     "KNNImputer": "SimpleImputer",
     "MissingIndicator": "SimpleImputer",
@@ -74,4 +77,5 @@ def _known_options(step: Any) -> frozenset[str]:  # noqa: ANN401 scikit-learn pu
 
 def _is_refused(step: Any) -> bool:  # noqa: ANN401 scikit-learn publishes no types
     has_names = type(step).__module__.startswith("xgboost") and step.get_booster().feature_names is not None
-    return has_names or bool(getattr(step, "flatten_transform", False))
+    passes = any(not hasattr(inner, "get_params") for _, inner in getattr(step, "steps", ()))
+    return has_names or passes or bool(getattr(step, "flatten_transform", False))

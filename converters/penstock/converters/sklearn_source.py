@@ -163,7 +163,7 @@ def _outputs(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn publ
         return _classified(estimator)
     if is_regressor(estimator) or type(last).__name__.endswith("Ranker"):
         return [_Output(SourceTensor("prediction", "float32", (None, 1)), 0, estimator.predict)]
-    if hasattr(last, "cluster_centers_") and hasattr(estimator, "predict"):
+    if hasattr(last, "cluster_centers_") and hasattr(estimator, "transform"):
         distances = SourceTensor("distances", "float32", (None, len(last.cluster_centers_)))
         return [_Output(label, 0, estimator.predict), _Output(distances, 1, estimator.transform)]
     if hasattr(last, "weights_") and hasattr(estimator, "predict_proba"):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from sklearn.cluster import DBSCAN, KMeans
+from sklearn.cluster import DBSCAN, KMeans, MeanShift
 from sklearn.compose import ColumnTransformer
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.ensemble import (
@@ -99,6 +99,8 @@ CASES: list[tuple[Any, str, list[str], set[str]]] = [
     (StackingClassifier(MEMBERS).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
     (VotingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], {"tie"}),
     (StackingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], set()),
+    (make_pipeline("passthrough", LogisticRegression()).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
+    (GaussianNB().fit(X, CLASSES * 1.0), FEATURES, [LABEL, PROBABILITIES], set()),
     (Normalizer().fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
     (Normalizer("l1").fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
     (Normalizer("max").fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
@@ -251,6 +253,11 @@ def categorical() -> Any:
         (lambda: words(analyzer="char"), r"CountVectorizer\(analyzer='char'\) does not convert"),
         (lambda: words(strip_accents="unicode"), r"CountVectorizer\(strip_accents='unicode'\) does not convert"),
         (lambda: HashingVectorizer().fit(TEXTS), "HashingVectorizer does not say how many features.*CountVectorizer"),
+        (
+            lambda: VotingClassifier([("t", table()[1])]).fit(table()[0], CLASSES),
+            "VotingClassifier holds a ColumnTransf",
+        ),
+        (lambda: MeanShift(bandwidth=2.0).fit(X), "MeanShift"),
         (LogisticRegression, "LogisticRegression is not fitted. Call fit first"),
     ],
 )
