@@ -5,7 +5,7 @@ float32 loses of large numbers does not show.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,23 +71,23 @@ def _of_powers(step: Any) -> Domain:  # noqa: ANN401 scikit-learn publishes no t
 
 
 def _of_splits(step: Any, width: int) -> Domain | None:  # noqa: ANN401 scikit-learn publishes no types
-    splits = [
-        split
-        for tree in trees_of(step)
-        for split in zip(tree.feature[tree.is_split], tree.threshold[tree.is_split], strict=True)
-    ] + splits_of(step)
-    return _by_column(splits, width) if splits else None
+    trees, others = trees_of(step), splits_of(step)
+    features = [tree.feature[tree.is_split] for tree in trees] + [
+        np.array([feature for feature, _ in others], np.int64)
+    ]
+    thresholds = [tree.threshold[tree.is_split] for tree in trees] + [np.array([value for _, value in others])]
+    return _by_column(np.concatenate(features).astype(np.int64), np.concatenate(thresholds), width)
 
 
-def _by_column(splits: Sequence[tuple[int, float]], width: int) -> Domain:
-    features = np.asarray([feature for feature, _ in splits], np.int64)
-    thresholds = np.asarray([threshold for _, threshold in splits], np.float64)
-    centre, spread = np.zeros(width), np.zeros(width)
-    for feature in np.unique(features[features < width]):
-        known = thresholds[(features == feature) & np.isfinite(thresholds)]
-        if len(known):
-            centre[feature], spread[feature] = known.mean(), known.std() or abs(known.mean()) / 4
-    return centre, spread
+def _by_column(features: NDArray[np.int64], thresholds: NDArray[np.float64], width: int) -> Domain | None:
+    known = np.isfinite(thresholds) & (features < width)
+    features, thresholds = features[known], thresholds[known]
+    if not len(features):
+        return None
+    counts = np.maximum(np.bincount(features, minlength=width), 1)
+    centre = np.bincount(features, thresholds, minlength=width) / counts
+    spread = np.sqrt(np.bincount(features, np.square(thresholds - centre[features]), minlength=width) / counts)
+    return centre, np.where(spread > 0, spread, np.abs(centre) / 4)
 
 
 _SAYS: dict[str, Callable[[Any], Domain | None]] = {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from penstock.converters.errors import UnsupportedModelError
@@ -55,7 +56,7 @@ def input_columns(estimator: Any) -> tuple[InputColumn, ...]:  # noqa: ANN401 sc
             f"{type(first).__qualname__} holds a ColumnTransformer that takes a table, and so takes one itself: only "
             "pipelines do in ONNX. Put one ColumnTransformer before it: make_pipeline(columns, ensemble)."
         )
-    if hasattr(first, "vocabulary_"):
+    if isinstance(first, CountVectorizer):
         return (InputColumn(SourceTensor("text", TEXT, (None, 1)), (words_of(first),), is_document=True),)
     width = getattr(first, "n_features_in_", None) or getattr(estimator, "n_features_in_", None)
     if width is None:
@@ -104,7 +105,7 @@ def _are_positions(columns: Any) -> bool:  # noqa: ANN401 names, positions, a ma
 
 
 def _document_column(name: str, first: Any) -> InputColumn:  # noqa: ANN401 scikit-learn publishes no types
-    words = words_of(first) if hasattr(first, "vocabulary_") else ()
+    words = words_of(first) if isinstance(first, CountVectorizer) else ()
     return InputColumn(SourceTensor(name, TEXT, (None, 1)), (words,), is_document=bool(words), is_of_table=True)
 
 

@@ -3,6 +3,8 @@
 import copy
 from typing import Any
 
+from sklearn.feature_extraction.text import CountVectorizer
+
 from penstock.converters.errors import UnsupportedModelError
 from penstock.converters.sklearn_boosters import register, without_names
 from penstock.converters.sklearn_steps import steps_of
@@ -27,7 +29,7 @@ def options_of(estimator: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401 sci
     """Probabilities as a matrix, and words as Python finds them. Raises `UnsupportedModelError`."""
     options: dict[int, dict[str, Any]] = {}
     for step in steps_of(estimator):
-        if hasattr(step, "vocabulary_"):
+        if isinstance(step, CountVectorizer):
             options[id(step)] = text_options(step)
         elif hasattr(step, "predict") and not hasattr(step, "steps"):
             options[id(step)] = {"zipmap": False} if "zipmap" in _known_options(step) else {}
@@ -38,7 +40,7 @@ def check_steps(estimator: Any) -> None:  # noqa: ANN401 scikit-learn publishes 
     """Raises `UnsupportedModelError` for what skl2onnx converts wrongly or into operators that no one has."""
     for step in steps_of(estimator):
         _check(step)
-        if hasattr(step, "vocabulary_"):
+        if isinstance(step, CountVectorizer):
             text_options(step)
     register(estimator)
 

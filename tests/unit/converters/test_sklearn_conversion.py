@@ -24,6 +24,7 @@ from sklearn.ensemble import (
     VotingClassifier,
     VotingRegressor,
 )
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
@@ -252,6 +253,7 @@ def categorical() -> Any:
         (lambda: words(token_pattern=r"\b[a-z]+\b"), r"The token pattern '\\\\b\[a-z\]\+\\\\b' has"),
         (lambda: words(analyzer="char"), r"CountVectorizer\(analyzer='char'\) does not convert"),
         (lambda: words(strip_accents="unicode"), r"CountVectorizer\(strip_accents='unicode'\) does not convert"),
+        (lambda: DictVectorizer().fit([{"a": 1.0}, {"b": 2.0}]), "DictVectorizer does not say how many features"),
         (lambda: HashingVectorizer().fit(TEXTS), "HashingVectorizer does not say how many features.*CountVectorizer"),
         (
             lambda: VotingClassifier([("t", table()[1])]).fit(table()[0], CLASSES),
