@@ -64,7 +64,11 @@ class _Writer:
         """Makes a tensor an output of the estimator, in the datatype that skl2onnx expects there."""
         variable = self.operator.outputs[position]
         kind = type(variable.type).__name__
-        to = {"FloatTensorType": TensorProto.FLOAT, "DoubleTensorType": TensorProto.DOUBLE}
+        to = {
+            "DoubleTensorType": TensorProto.DOUBLE,
+            "FloatTensorType": TensorProto.FLOAT,
+            "Int64TensorType": TensorProto.INT64,
+        }
         if kind in to:
             self.node("Cast", name, output=variable.full_name, to=to[kind])
         else:

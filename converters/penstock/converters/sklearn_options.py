@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 
 from penstock.converters.errors import UnsupportedModelError
@@ -21,6 +22,8 @@ def prepared(estimator: Any) -> Any:  # noqa: ANN401 scikit-learn publishes no t
             step.flatten_transform = False
         if hasattr(step, "steps"):
             step.steps = [named for named in step.steps if hasattr(named[1], "get_params")]
+        if hasattr(step, "transformers_"):
+            step.transformers_ = [(name, fitted, _positions(columns)) for name, fitted, columns in step.transformers_]
         without_names(step)
     return changed
 
@@ -80,4 +83,14 @@ def _known_options(step: Any) -> frozenset[str]:  # noqa: ANN401 scikit-learn pu
 def _is_refused(step: Any) -> bool:  # noqa: ANN401 scikit-learn publishes no types
     has_names = type(step).__module__.startswith("xgboost") and step.get_booster().feature_names is not None
     passes = any(not hasattr(inner, "get_params") for _, inner in getattr(step, "steps", ()))
-    return has_names or passes or bool(getattr(step, "flatten_transform", False))
+    masked = any(_is_mask(columns) for _, _, columns in getattr(step, "transformers_", ()))
+    return has_names or passes or masked or bool(getattr(step, "flatten_transform", False))
+
+
+def _is_mask(columns: Any) -> bool:  # noqa: ANN401 names, positions, a mask or a slice
+    return not isinstance(columns, slice) and np.asarray(columns).dtype.kind == "b"
+
+
+def _positions(columns: Any) -> Any:  # noqa: ANN401 names, positions, a mask or a slice
+    """skl2onnx takes the values of a mask for positions."""
+    return np.flatnonzero(columns).tolist() if _is_mask(columns) else columns

@@ -72,6 +72,11 @@ def text_options(vectorizer: Any) -> dict[str, Any]:  # noqa: ANN401 scikit-lear
             f"{name}(analyzer={vectorizer.analyzer!r}) does not convert: ONNX Runtime's tokenizer finds words. Fit it "
             "with analyzer='word'."
         )
+    if vectorizer.ngram_range[1] > 1 and vectorizer.get_stop_words():
+        raise UnsupportedModelError(
+            f"{name}(ngram_range={vectorizer.ngram_range}) with stop words does not convert: ONNX Runtime leaves no "
+            "words out, so that others follow each other. Fit it without stop words, or with single words."
+        )
     return {"tokenexp": tokenizer_pattern(vectorizer.token_pattern)}
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.cluster import DBSCAN, KMeans, MeanShift
 from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -102,6 +103,18 @@ CASES: list[tuple[Any, str, list[str], set[str]]] = [
     (StackingRegressor(REGRESSORS).fit(X, VALUES), FEATURES, [PREDICTION], set()),
     (make_pipeline("passthrough", LogisticRegression()).fit(X, CLASSES), FEATURES, [LABEL, PROBABILITIES], set()),
     (GaussianNB().fit(X, CLASSES * 1.0), FEATURES, [LABEL, PROBABILITIES], set()),
+    (
+        ColumnTransformer(
+            [
+                ("a", RobustScaler(), [False, True, False, True]),
+                ("b", StandardScaler(), slice(0, 2)),
+                ("c", PCA(1), [2, 3]),
+            ]
+        ).fit(X),
+        FEATURES,
+        ["transformed FP32 [batch, 5]"],
+        set(),
+    ),
     (Normalizer().fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
     (Normalizer("l1").fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
     (Normalizer("max").fit(X), FEATURES, ["transformed FP32 [batch, 4]"], set()),
@@ -251,6 +264,7 @@ def categorical() -> Any:
         ),
         (lambda: OneHotEncoder(max_categories=2).fit(X.round()), "OneHotEncoder with min_frequency or max_categories"),
         (lambda: words(token_pattern=r"\b[a-z]+\b"), r"The token pattern '\\\\b\[a-z\]\+\\\\b' has"),
+        (lambda: words(ngram_range=(1, 2), stop_words="english"), "with stop words does not convert"),
         (lambda: words(analyzer="char"), r"CountVectorizer\(analyzer='char'\) does not convert"),
         (lambda: words(strip_accents="unicode"), r"CountVectorizer\(strip_accents='unicode'\) does not convert"),
         (lambda: DictVectorizer().fit([{"a": 1.0}, {"b": 2.0}]), "DictVectorizer does not say how many features"),
