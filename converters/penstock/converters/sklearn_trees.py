@@ -1,6 +1,6 @@
 """Trees of scikit-learn: their exact splits, which the converter's float32 attributes blur, and rows that show it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,7 @@ def trees_of(estimator: Any) -> list[Tree]:  # noqa: ANN401 scikit-learn publish
 def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
     """Rows with one feature at a threshold of a tree, or the next number beside it; None where no tree sees them.
 
-    Behind scalers, they are the rows that come out there: of trees that round what they get to float32. What others see
-    of scaled numbers differs from float32 by a rounding.
+    Behind scalers, they are the rows that come out there.
     """
     steps = getattr(estimator, "steps", None)
     if steps is not None and len(steps) > 1:
@@ -52,9 +51,7 @@ def threshold_rows(estimator: Any) -> NDArray[np.float32] | None:  # noqa: ANN40
 def _rows_before(pipeline: Any) -> NDArray[np.float32] | None:  # noqa: ANN401 scikit-learn publishes no types
     ties = threshold_rows(pipeline[-1:])
     before = pipeline[:-1]
-    last = last_of(pipeline)
-    rounds = not hasattr(last, "_predictors") and type(last).__module__.partition(".")[0] != "lightgbm"
-    if ties is None or not rounds or any(type(step).__name__ not in _SCALERS for _, step in before.steps):
+    if ties is None or any(type(step).__name__ not in _SCALERS for _, step in before.steps):
         return None
     rows: NDArray[np.float32] = before.inverse_transform(ties).astype(np.float32)
     return np.concatenate([rows, np.nextafter(rows, np.float32(np.inf)), np.nextafter(rows, np.float32(-np.inf))])
@@ -86,17 +83,25 @@ def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 
     """Gives the graph's trees the thresholds and the way for NaN that the estimator's have.
 
     A float32 number is at most a float64 threshold if it is at most the threshold rounded down to float32; skl2onnx
-    rounds to the nearest. What it cannot be sure of it leaves alone: the gate asks on rows at the thresholds.
+    rounds to the nearest. Trees that do not round what they get to float32 see what a scaler makes in float64. What it
+    cannot be sure of it leaves alone: the gate asks on rows at the thresholds.
     """
-    trees = trees_of(estimator)
-    _round_down_known(model, [split for step in steps_of(estimator) for split in splits_of(step)])
     nodes = [node for node in nodes_of(model.graph) if node.op_type.startswith("TreeEnsemble")]
+    last = last_of(estimator)
+    wide = hasattr(last, "_predictors") or type(last).__module__.partition(".")[0] == "lightgbm"
+    doubles = _doubles_before_casts(model) if wide else {}
+    if doubles:
+        _raise_opset(model)
+    if splits := [split for step in steps_of(estimator) for split in splits_of(step)]:
+        for node in nodes:
+            _set_thresholds(node, _booster_thresholds(node, splits), doubles)
+    trees = trees_of(estimator)
     if not trees or sum(len(_ints(node, "nodes_treeids")) for node in nodes) != sum(
         len(tree.feature) for tree in trees
     ):
         return
     split = np.concatenate([tree.is_split for tree in trees])
-    below = _rounded_down(np.concatenate([tree.threshold for tree in trees]))
+    thresholds = np.where(split, np.concatenate([tree.threshold for tree in trees]), 0.0)
     left = np.concatenate([tree.missing_go_left for tree in trees])
     start = 0
     for node in nodes:
@@ -105,25 +110,58 @@ def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 
         modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings
         if [mode == b"BRANCH_LEQ" for mode in modes] != split[part].tolist():
             return
-        _replace(node, "nodes_values", np.where(split[part], below[part], 0).astype(np.float32).tolist())
+        _set_thresholds(node, thresholds[part], doubles)
         _replace(node, "nodes_missing_value_tracks_true", (left[part] & split[part]).astype(np.int64).tolist())
 
 
-def _round_down_known(model: onnx.ModelProto, splits: list[tuple[int, float]]) -> None:
-    """Rounds down the thresholds of a booster, whose nodes stand in the graph in another order than in itself."""
-    thresholds = np.asarray([threshold for _, threshold in splits], np.float64)
+def _doubles_before_casts(model: onnx.ModelProto) -> dict[str, str]:
+    """The float64 tensors that are rounded to float32, by what they are then."""
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    return {
+        node.output[0]: node.input[0]
+        for node in nodes_of(model.graph)
+        if node.op_type == "Cast" and types.get(node.input[0]) == onnx.TensorProto.DOUBLE
+    }
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    """Numbers of float64 are there since the third version of ONNX's operators for machine learning."""
+    for entry in model.opset_import:
+        if entry.domain == "ai.onnx.ml":
+            entry.version = max(entry.version, 3)
+
+
+def _set_thresholds(node: onnx.NodeProto, thresholds: NDArray[np.float64], doubles: Mapping[str, str]) -> None:
+    if node.input[0] not in doubles:
+        _replace(node, "nodes_values", _rounded_down(thresholds).tolist())
+        return
+    node.input[0] = doubles[node.input[0]]
+    # Of float64 input, all numbers are tensors of float64.
+    for attribute in [attribute for attribute in node.attribute if attribute.floats]:
+        values = thresholds if attribute.name == "nodes_values" else np.asarray(attribute.floats, np.float64)
+        node.attribute.remove(attribute)
+        if attribute.name != "nodes_hitrates":
+            tensor = onnx.numpy_helper.from_array(values, attribute.name)
+            node.attribute.append(onnx.helper.make_attribute(f"{attribute.name}_as_tensor", tensor))
+
+
+def _booster_thresholds(node: onnx.NodeProto, splits: list[tuple[int, float]]) -> NDArray[np.float64]:
+    """The exact thresholds of a booster, whose nodes stand in the graph in another order than in itself."""
+    exact = np.asarray([threshold for _, threshold in splits], np.float64)
+    exact = np.where(exact.astype(np.float32) == _LIGHTGBM_ZERO, np.nextafter(_LIGHTGBM_ZERO, np.float32(-1)), exact)
     keys = [(feature, float(np.float32(threshold))) for feature, threshold in splits]
-    rounded = _rounded_down(thresholds)
-    rounded = np.where(rounded == _LIGHTGBM_ZERO, np.nextafter(rounded, np.float32(-np.inf)), rounded)
-    below = dict(zip(keys, rounded.tolist(), strict=True))
-    for node in nodes_of(model.graph):
-        if node.op_type.startswith("TreeEnsemble") and splits:
-            modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings
-            values = next(attribute for attribute in node.attribute if attribute.name == "nodes_values").floats
-            features = _ints(node, "nodes_featureids")
-            for index, mode in enumerate(modes):
-                if mode == b"BRANCH_LEQ":
-                    values[index] = below.get((features[index], values[index]), values[index])
+    known = dict(zip(keys, exact.tolist(), strict=True))
+    modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings
+    values = next(attribute for attribute in node.attribute if attribute.name == "nodes_values").floats
+    return np.asarray(
+        [
+            known.get((feature, value), value) if mode == b"BRANCH_LEQ" else value
+            for feature, value, mode in zip(_ints(node, "nodes_featureids"), values, modes, strict=True)
+        ]
+    )
 
 
 def _trees(estimator: Any) -> Iterator[Tree]:  # noqa: ANN401 scikit-learn publishes no types
