@@ -1,7 +1,9 @@
 """Trees of scikit-learn: their exact splits, which the converter's float32 attributes blur, and rows that show it."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,13 @@ from penstock.converters.sklearn_boosters import splits_of
 from penstock.converters.sklearn_steps import last_of, steps_of
 
 MAX_TIES = 256
+_ROUNDING = 2.0**-22
 _LIGHTGBM_ZERO = np.float32(-1e-35)
 """LightGBM reads a number that is as small as this as zero, which is above it."""
 _SCALERS = frozenset({"MaxAbsScaler", "MinMaxScaler", "RobustScaler", "StandardScaler"})
+
+
+_Key = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -95,23 +101,49 @@ def make_exact(model: onnx.ModelProto, estimator: Any) -> None:  # noqa: ANN401 
     if splits := [split for step in steps_of(estimator) for split in splits_of(step)]:
         for node in nodes:
             _set_thresholds(node, _booster_thresholds(node, splits), doubles)
-    trees = trees_of(estimator)
-    if not trees or sum(len(_ints(node, "nodes_treeids")) for node in nodes) != sum(
-        len(tree.feature) for tree in trees
-    ):
-        return
-    split = np.concatenate([tree.is_split for tree in trees])
-    thresholds = np.where(split, np.concatenate([tree.threshold for tree in trees]), 0.0)
-    left = np.concatenate([tree.missing_go_left for tree in trees])
-    start = 0
+    known: dict[_Key, list[Tree]] = defaultdict(list)
+    for tree in trees_of(estimator):
+        known[_key(tree.is_split, tree.feature)].append(tree)
     for node in nodes:
-        part = slice(start, start + len(_ints(node, "nodes_treeids")))
-        start = part.stop
-        modes = next(attribute for attribute in node.attribute if attribute.name == "nodes_modes").strings
-        if [mode == b"BRANCH_LEQ" for mode in modes] != split[part].tolist():
-            return
-        _set_thresholds(node, thresholds[part], doubles)
-        _replace(node, "nodes_missing_value_tracks_true", (left[part] & split[part]).astype(np.int64).tolist())
+        parts = list(_parts(node))
+        found = [one for part in parts if (one := _taken(known, *part)) is not None]
+        if found and len(found) == len(parts):
+            split = np.concatenate([tree.is_split for tree in found])
+            left = np.concatenate([tree.missing_go_left for tree in found]) & split
+            thresholds = np.concatenate([tree.threshold for tree in found])
+            _set_thresholds(node, np.where(split, thresholds, 0.0), doubles)
+            _replace(node, "nodes_missing_value_tracks_true", left.astype(np.int64).tolist())
+
+
+def _key(split: NDArray[np.bool_], feature: NDArray[np.int64]) -> _Key:
+    return split.tobytes(), feature[split].astype(np.int64).tobytes()
+
+
+def _parts(node: onnx.NodeProto) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]]:
+    """What is a split, by which feature and at what threshold, of the nodes of each tree."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if "nodes_values" not in attributes:
+        return
+    trees = np.asarray(attributes["nodes_treeids"].ints)
+    split = np.asarray([mode == b"BRANCH_LEQ" for mode in attributes["nodes_modes"].strings])
+    feature, threshold = np.asarray(attributes["nodes_featureids"].ints), np.asarray(attributes["nodes_values"].floats)
+    starts = [0, *(np.flatnonzero(np.diff(trees)) + 1), len(trees)]
+    for start, stop in pairwise(starts):
+        yield split[start:stop], feature[start:stop], threshold[start:stop]
+
+
+def _taken(
+    known: Mapping[_Key, list[Tree]],
+    split: NDArray[np.bool_],
+    feature: NDArray[np.int64],
+    threshold: NDArray[np.float64],
+) -> Tree | None:
+    """The tree of this form and about these thresholds. The trees of an ensemble may stand in another order."""
+    trees = known.get(_key(split, feature), [])
+    for index, tree in enumerate(trees):
+        if np.allclose(tree.threshold[split], threshold[split], rtol=_ROUNDING, atol=0.0):
+            return trees.pop(index)
+    return None
 
 
 def _doubles_before_casts(model: onnx.ModelProto) -> dict[str, str]:

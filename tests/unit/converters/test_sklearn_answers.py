@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingRegressor, IsolationForest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -227,3 +228,24 @@ def mixed_categories() -> Any:
 def test_refuses(build: Callable[[], Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         convert(build(), tmp_path / "model.onnx")
+
+
+PRICES = np.round(RANDOM.uniform(0, 20, (600, 4)), 2)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        # Its splits are in float64, and so is what it gets.
+        make_pipeline(StandardScaler(), HistGradientBoostingRegressor(max_iter=20)),
+        # From ten trees on, they stand in the graph in another order.
+        IsolationForest(n_estimators=12, random_state=0),
+    ],
+    ids=["scaled", "reordered"],
+)
+def test_trees_go_the_same_way(estimator: Any, tmp_path: Path) -> None:
+    estimator.fit(PRICES, PRICES[:, 0] * PRICES[:, 1])
+    convert(estimator, tmp_path / "model.onnx")
+    rows = PRICES.astype(np.float32)
+    rows[::3, 0] = np.nan
+    check(tmp_path / "model.onnx", {"features": rows}, estimator, rows.astype(np.float64))
