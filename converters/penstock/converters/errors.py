@@ -1,5 +1,22 @@
 """What can go wrong in a conversion. Each text names the thing, what was expected, what came and what to do."""
 
+import re
+
+_ADDED = re.compile(r"\x1b\[[0-9;]*m|\{\{function_node [^}]*\}\}|\[Op:\w*\]|^\s*\(\d+\) [A-Z_]+:", re.MULTILINE)
+"""What TensorFlow and Keras put around a message: colours, names that they made up, a status."""
+_LAYER = re.compile(r"Exception encountered when calling (\w+)\.call\(\)\.\s*")
+_NODE = re.compile(r"([^\n]*)\n\s*\[\[\{\{node ([^}]*)\}\}")
+_SAID_CHARACTERS = 300
+
+
+def said_by(error: Exception) -> str:
+    """What a framework's error says in its first line: without the stack that TensorFlow begins with."""
+    text = _LAYER.sub(r"\1: ", _ADDED.sub("", str(error)))
+    if place := _NODE.search(text):
+        text = f"{place[1].strip()} ({place[2]})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:_SAID_CHARACTERS]
+
 
 class ConversionError(Exception):
     """A model was not converted. No file was written."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.errors import UnsupportedModelError, said_by
 from penstock.converters.source import TEXT
 
 Model = Any  # Keras publishes no types
@@ -40,8 +40,8 @@ def functional(model: Model, samples: Samples | None) -> Model:
         outputs = model(*arguments.values()) if len(arguments) == 1 else model(**arguments)
     except Exception as error:  # a model raises what it likes
         raise UnsupportedModelError(
-            f"The call of {model.name!r} cannot be traced: {error} Use keras.ops in it, and no Python values of "
-            "tensors."
+            f"The call of {model.name!r} cannot be traced: {said_by(error)} Use keras.ops in it, and no Python values "
+            "of tensors."
         ) from error
     inputs = next(iter(arguments.values())) if len(arguments) == 1 else arguments
     if not isinstance(outputs, dict):  # else they would have the model's name, which Keras counts on

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.errors import UnsupportedModelError, said_by
 from penstock.converters.parity import Batch, SkippedRows, Tolerance, tolerance_of
 from penstock.converters.rows import hard_batches
 from penstock.converters.signature import Signature, TensorSpec
@@ -131,7 +131,7 @@ def _sample_batches(source: Source, samples: Mapping[str, NDArray[Any]]) -> Iter
 def _failing(source: Source, error: Exception) -> UnsupportedModelError:
     inputs = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in source.inputs)
     return UnsupportedModelError(
-        f"The model itself, in {source.description}, fails on rows of its input shapes ({inputs}): {error} "
+        f"The model itself, in {source.description}, fails on rows of its input shapes ({inputs}): {said_by(error)} "
         "Fix the model, or give its inputs the sizes that it needs."
     )
 

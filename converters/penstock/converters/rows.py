@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.converters.errors import said_by
 from penstock.converters.parity import Batch, SkippedRows, Tensors
 from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor, precision_of
 
@@ -14,9 +15,14 @@ _LARGE = {"float16": 64.0, "float32": 1e4}
 # Almost nothing, but normal numbers: TensorFlow takes smaller ones of float32 for zero.
 _TINY = {"float16": 1e-4, "float32": 1e-37}
 
+_INTEGERS = (-1, 7, -100, 1000, 2**24 + 1, -(2**24) - 3)
+"""Below zero, above what a vocabulary or a number of classes mostly is, and odd ones that float32 has not."""
+
 _WIGGLE = {"float16": 2.0**-7, "float32": 2.0**-20}
 """Extreme rows are also asked a few roundings beside themselves: what their answers change by is slack."""
 _WIGGLES = 2
+_LARGE_KINDS = {"extreme": "f", "integers": "iu"}
+"""The kinds of rows with large numbers, and the kinds of numpy's datatypes that these are of."""
 _SLACK_FACTOR = 8.0
 _ROUNDING = {"float16": 2.0**-7, "float32": 2.0**-16}
 """What may be lost of the largest number of a row: about what the tolerance is to numbers of one."""
@@ -29,6 +35,7 @@ def hard_batches(source: Source, shapes: Mapping[str, NamedShape], base: Batch) 
     made = {
         "extreme": _extreme(source, base.inputs),
         "nan": _nan(source, base.inputs),
+        "integers": _integers(source, base.inputs),
         "padded": _padded(source, shapes, base.inputs),
         "unknown": _unknown(source, base.inputs),
         **source.own_rows(),
@@ -37,7 +44,7 @@ def hard_batches(source: Source, shapes: Mapping[str, NamedShape], base: Batch) 
         if rows is None:
             continue
         batch = _asked(source, kind, rows)
-        if kind == "extreme" and isinstance(batch, Batch):
+        if kind in _LARGE_KINDS and isinstance(batch, Batch):
             batch = _with_slack(source, batch)
         yield batch
     if all(shape and isinstance(shape[0], str) for shape in shapes.values()):
@@ -49,10 +56,11 @@ def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
     try:
         answers = source.answer(rows)
     except Exception as error:  # a model raises what it likes
-        return SkippedRows(kind, f"the source fails on them: {_first_line(error)}")
+        return SkippedRows(kind, f"the source fails on them: {said_by(error)}")
     if not size and any(not tensor.fits(answers[tensor.name]) for tensor in source.outputs):
         return SkippedRows(kind, "the source answers in another shape than otherwise")
-    unasked = {name: ~_is_number(array) for name, array in answers.items()} if kind in {"nan", "extreme"} else {}
+    is_strange = kind == "nan" or kind in _LARGE_KINDS
+    unasked = {name: ~_is_number(array) for name, array in answers.items()} if is_strange else {}
     if size and unasked and all(mask.all() for mask in unasked.values()):
         return SkippedRows(kind, "the source answers with no number")
     return Batch(kind, size, rows, answers, unasked=unasked)
@@ -60,19 +68,19 @@ def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
 
 def _with_slack(source: Source, batch: Batch) -> Batch:
     """Rounding is enlarged by such rows as by the model itself, and no conversion can keep the order of all sums."""
-    random = np.random.default_rng(0)
+    random, kinds = np.random.default_rng(0), _LARGE_KINDS[batch.rows]
     precision = precision_of((*source.inputs, *source.outputs))
     slack = {name: _rounding(batch, array, precision) for name, array in batch.answers.items() if array.dtype != object}
     unasked = dict(batch.unasked)
     for _ in range(_WIGGLES):
         rows = {
-            name: array * (1 + _WIGGLE[precision] * random.choice([-1, 1], array.shape)).astype(array.dtype)
-            if array.dtype.kind == "f"
-            else array
+            name: _moved(array, _WIGGLE[precision], random) if array.dtype.kind in kinds else array
             for name, array in batch.inputs.items()
         }
         answers = source.answer(rows)
         for name, known in slack.items():
+            if batch.rows == "integers" and answers[name].dtype.kind != "f":
+                continue  # what is made of integers alone is exact
             ours, theirs = answers[name].astype(np.float64), batch.answers[name].astype(np.float64)
             with np.errstate(invalid="ignore"):
                 moved = np.abs(ours - theirs)
@@ -81,12 +89,22 @@ def _with_slack(source: Source, batch: Batch) -> Batch:
     return Batch(batch.rows, batch.size, batch.inputs, batch.answers, slack, unasked)
 
 
+def _moved(array: NDArray[Any], wiggle: float, random: np.random.Generator) -> NDArray[Any]:
+    """A few roundings beside; integers not further from zero than they are, where the source may not take them."""
+    moved: NDArray[Any]
+    if array.dtype.kind == "f":
+        moved = array * (1 + wiggle * random.choice([-1, 1], array.shape)).astype(array.dtype)
+    else:
+        moved = array - (array * wiggle).astype(array.dtype) * random.integers(0, 2, array.shape, array.dtype)
+    return moved
+
+
 def _rounding(batch: Batch, answer: NDArray[Any], precision: str) -> NDArray[np.float64]:
     """What is lost where an answer is the difference of numbers as large as those of its row."""
     numbers = [
         array.reshape(len(array), -1) for array in batch.inputs.values() if array.ndim and array.dtype.kind == "f"
     ]
-    if answer.ndim == 0 or any(len(array) != len(answer) for array in numbers):
+    if batch.rows != "extreme" or answer.ndim == 0 or any(len(array) != len(answer) for array in numbers):
         return np.zeros(answer.shape)
     largest = np.max([np.abs(array).max(axis=1, initial=0) for array in numbers], axis=0)
     lost = _ROUNDING[precision] * largest.astype(np.float64)
@@ -124,6 +142,28 @@ def _nan(source: Source, base: Tensors) -> Tensors | None:
             array = flat.reshape(array.shape)
         rows[tensor.name] = array
     return rows
+
+
+def _integers(source: Source, base: Tensors) -> Tensors | None:
+    """Integers of any size and sign in those inputs in which the source takes them; in all, if it takes none."""
+    wide = {}
+    random = np.random.default_rng(0)
+    for tensor in source.inputs:
+        if tensor.numpy_dtype.kind in "iu":
+            limits, shape = np.iinfo(tensor.numpy_dtype), base[tensor.name].shape
+            integers = np.resize(np.clip(_INTEGERS, limits.min, limits.max), shape).ravel()
+            random.shuffle(integers)
+            wide[tensor.name] = integers.reshape(shape).astype(tensor.dtype)
+    taken = {name: array for name, array in wide.items() if _takes(source, {**base, name: array})}
+    return {**base, **(taken or wide)} if wide else None
+
+
+def _takes(source: Source, rows: Tensors) -> bool:
+    try:
+        source.answer(rows)
+    except Exception:  # a model raises what it likes
+        return False
+    return True
 
 
 def _padded(source: Source, shapes: Mapping[str, NamedShape], base: Tensors) -> Tensors | None:
@@ -165,8 +205,3 @@ def _is_number(array: NDArray[Any]) -> NDArray[np.bool_]:
         return np.ones(array.shape, np.bool_)
     numbers: NDArray[np.bool_] = np.abs(array) < np.finfo(array.dtype).max  # false for NaN, too
     return numbers
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tf2onnx import optimizer, tf_loader, tfonnx
 
+import penstock.converters.tf_integers
 import penstock.converters.tf_numerics
-import penstock.converters.tf_spectra  # noqa: F401 both add their operators to tf2onnx
+import penstock.converters.tf_spectra  # noqa: F401 all three add their operators to tf2onnx
 from penstock.converters import keras_recurrent, tf_strings
-from penstock.converters.errors import UnsupportedModelError
+from penstock.converters.errors import UnsupportedModelError, said_by
 from penstock.converters.gate import nodes_of, unknown_operators
 from penstock.converters.keras_images import sized_by_tensors
 from penstock.converters.keras_source import KerasSource
@@ -94,7 +95,8 @@ def trace(source: KerasSource) -> TracedGraph:
             function = tf.function(inference, autograph=False).get_concrete_function(*specs)
         except Exception as error:  # a layer raises what it likes
             raise UnsupportedModelError(
-                f"The model cannot be traced: {error} Use keras.ops in its layers, and no Python values of tensors."
+                f"The model cannot be traced: {said_by(error)} Use keras.ops in its layers, and no Python values of "
+                "tensors."
             ) from error
     # Constants that the model captured stand behind the inputs; they are frozen like weights.
     inputs = [tensor.name for tensor in function.inputs[: len(specs)]]

@@ -16,7 +16,7 @@ from tf2onnx.onnx_opset.nn import ConvOp, ConvTranspose, MatrixBandPart, Resize
 
 from penstock.converters.gate import RUNTIME_DOMAIN
 
-_OPSET = 18
+OPSET = 18
 """From which opset on these serve: the one that graphs are exported at, so that they come before tf2onnx's own."""
 
 Nodes = Any  # tf2onnx publishes no types
@@ -86,7 +86,7 @@ def translates(*operators: str) -> Callable[[Callable[[Replacement, Nodes], None
         def handler(graph: Nodes, node: Nodes, **_: object) -> None:
             translate(Replacement(graph, node), node)
 
-        tf_op.register_handler(handler, _OPSET, list(operators), "", {})
+        tf_op.register_handler(handler, OPSET, list(operators), "", {})
         return handler
 
     return register
@@ -138,8 +138,8 @@ def _floor_remainder(new: Replacement, _: Nodes) -> None:
         new.becomes(new("Sub", x, new("Mul", new("Floor", new("Div", x, y)), y)))
 
 
-# ONNX Runtime has Where of these.
-_CHOSEN = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.STRING}
+CHOSEN = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.STRING}
+"""ONNX Runtime has Where of these."""
 
 
 @translates("SelectV2")
@@ -147,11 +147,11 @@ def _choice(new: Replacement, node: Nodes) -> None:
     """The chosen value alone: tf2onnx's sum of products would be NaN where the other one is."""
     condition, *values = new.inputs
     datatype = node.graph.get_dtype(node.output[0])
-    if datatype not in _CHOSEN:
+    if datatype not in CHOSEN:
         wider = TensorProto.FLOAT if new.datatype(values[0]).kind == "f" else TensorProto.INT64
         values = [new("Cast", value, to=wider) for value in values]
     chosen = new("Where", condition, *values)
-    new.becomes(chosen if datatype in _CHOSEN else new("Cast", chosen, to=datatype))
+    new.becomes(chosen if datatype in CHOSEN else new("Cast", chosen, to=datatype))
 
 
 def _band(graph: Nodes, node: Nodes, **options: object) -> None:
@@ -169,7 +169,7 @@ def _band(graph: Nodes, node: Nodes, **options: object) -> None:
     new.becomes(tensor)
 
 
-tf_op.register_handler(_band, _OPSET, ["MatrixBandPart"], "", {})
+tf_op.register_handler(_band, OPSET, ["MatrixBandPart"], "", {})
 
 
 @translates("Bitcast")
@@ -220,7 +220,7 @@ def _convolution(graph: Nodes, node: Nodes, **options: object) -> None:
         node.set_attr("group", channels // taken)
 
 
-tf_op.register_handler(_convolution, _OPSET, ["Conv3D"], "", {})
+tf_op.register_handler(_convolution, OPSET, ["Conv3D"], "", {})
 
 
 def _equal(graph: Nodes, node: Nodes, **options: object) -> None:
@@ -233,7 +233,7 @@ def _equal(graph: Nodes, node: Nodes, **options: object) -> None:
     new.becomes(is_equal if node.type == "Equal" else new("Not", is_equal))
 
 
-tf_op.register_handler(_equal, _OPSET, ["Equal", "NotEqual"], "", {})
+tf_op.register_handler(_equal, OPSET, ["Equal", "NotEqual"], "", {})
 
 
 def _resizing(graph: Nodes, node: Nodes, **options: object) -> None:
@@ -252,7 +252,7 @@ def _resizing(graph: Nodes, node: Nodes, **options: object) -> None:
         graph.replace_inputs(resize, [pixels, regions, new.constant([], np.float32), sizes])
 
 
-tf_op.register_handler(_resizing, _OPSET, ["ResizeBilinear", "ResizeNearestNeighbor", "ResizeBicubic"], "", {})
+tf_op.register_handler(_resizing, OPSET, ["ResizeBilinear", "ResizeNearestNeighbor", "ResizeBicubic"], "", {})
 
 
 def _transposed_convolution(graph: Nodes, node: Nodes, **options: object) -> None:
@@ -271,4 +271,4 @@ def _transposed_convolution(graph: Nodes, node: Nodes, **options: object) -> Non
         node.set_attr("output_padding", [max(-both, 0) for both in total])
 
 
-tf_op.register_handler(_transposed_convolution, _OPSET, ["Conv2DBackpropInput", "Conv3DBackpropInputV2"], "", {})
+tf_op.register_handler(_transposed_convolution, OPSET, ["Conv2DBackpropInput", "Conv3DBackpropInputV2"], "", {})

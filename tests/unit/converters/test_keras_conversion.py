@@ -297,7 +297,7 @@ def test_samples_that_do_not_fit(samples: dict[str, Any], message: str, tmp_path
     ("build", "compared", "skipped"),
     [
         (classifier, {"extreme", "empty"}, {"nan": "no number"}),
-        (masked_series, {"padded"}, {"empty": "cannot run them"}),
+        (masked_series, {"padded"}, {"empty": "cannot run them", "integers": "is not in [0, "}),
         (series, {"extreme", "padded"}, {"nan": "no number", "empty": "fails on them"}),
         (normalized, {"extreme", "empty"}, {"nan": "no number"}),
     ],

@@ -11,6 +11,7 @@ from penstock.converters.fusion.activations import fuse_gelu
 from penstock.converters.fusion.attention import fuse_attention, fuse_product_attention
 from penstock.converters.fusion.convolutions import fuse_batch_normalization, fuse_scaled_convolution
 from penstock.converters.fusion.graph import Graph
+from penstock.converters.fusion.half_precision import widen_transposes
 from penstock.converters.fusion.normalization import fuse_layer_normalization, fuse_rms_normalization
 from penstock.converters.fusion.pooling import fuse_mean_pooling
 from penstock.converters.fusion.products import (
@@ -44,6 +45,7 @@ PASSES: tuple[tuple[Callable[[Graph], None], int], ...] = (
     (fuse_sizes, 1),
     (fuse_reshapes, 1),
     (fold_sizes, 1),
+    (widen_transposes, 1),
 )
 """Each with the opset from which on there are the operators that it writes, and those it reads mean what it takes them
 for."""
