@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ SAMPLE_BATCH_SIZE = 256
 # Sizes tried for dynamic axes: a first one, and how far the next is; large enough for some convolutions and poolings.
 _STEPS_TRIED = (16, 5)
 _PIXELS_TRIED = (64, 9)
+
+_SHARES: tuple[Literal["none", "meaning", "all"], ...] = ("none", "meaning", "all")
+"""What dynamic axes may have one size, from the most freedom to the least."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,25 @@ def probe(source: Source, samples: Mapping[str, NDArray[Any]] | None) -> Examina
 
 
 def _random_batches(source: Source) -> tuple[dict[str, NamedShape], list[Batch]]:
-    own = axis_names(source.inputs, shared=False)
-    shared = axis_names(source.inputs, shared=True)
+    """The shapes with the most freedom that the model takes.
+
+    A text and its mask, say, go together in no size but the same; a mask of attention is as wide as it is high.
+    """
+    namings = [axis_names(source.inputs, share) for share in _SHARES]
+    *freer, last = (shapes for index, shapes in enumerate(namings) if shapes not in namings[:index])
+    for shapes in freer:
+        try:
+            return shapes, _batches_of(source, shapes)
+        except Exception:  # noqa: S112 a model raises what it likes; it may take less
+            continue
     try:
-        return own, [_random_batch(source, own, trial) for trial in range(len(BATCH_SIZES))]
-    except Exception as error:  # a model raises what it likes
-        if shared == own:
-            raise _failing(source, error) from error
-    # The inputs are dynamic but do not go together in any size, as a text and its mask do not.
-    try:
-        return shared, [_random_batch(source, shared, trial) for trial in range(len(BATCH_SIZES))]
+        return last, _batches_of(source, last)
     except Exception as error:  # a model raises what it likes
         raise _failing(source, error) from error
+
+
+def _batches_of(source: Source, shapes: dict[str, NamedShape]) -> list[Batch]:
+    return [_random_batch(source, shapes, trial) for trial in range(len(BATCH_SIZES))]
 
 
 def _random_batch(source: Source, shapes: dict[str, NamedShape], trial: int) -> Batch:

@@ -59,9 +59,9 @@ def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
         return SkippedRows(kind, f"the source fails on them: {said_by(error)}")
     if not size and any(not tensor.fits(answers[tensor.name]) for tensor in source.outputs):
         return SkippedRows(kind, "the source answers in another shape than otherwise")
-    is_strange = kind == "nan" or kind in _LARGE_KINDS
+    is_strange = kind in {"nan", "empty"} or kind in _LARGE_KINDS
     unasked = {name: ~_is_number(array) for name, array in answers.items()} if is_strange else {}
-    if size and unasked and all(mask.all() for mask in unasked.values()):
+    if any(mask.any() for mask in unasked.values()) and all(mask.all() for mask in unasked.values()):
         return SkippedRows(kind, "the source answers with no number")
     return Batch(kind, size, rows, answers, unasked=unasked)
 

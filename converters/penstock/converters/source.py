@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,19 +95,21 @@ def precision_of(tensors: Iterable[SourceTensor]) -> str:
     return "float16" if any("float16" in {tensor.dtype, tensor.precision} for tensor in tensors) else "float32"
 
 
-def axis_names(tensors: Sequence[SourceTensor], *, shared: bool) -> dict[str, NamedShape]:
-    """The shape of each input with its dynamic axes named.
+def axis_names(tensors: Sequence[SourceTensor], share: Literal["none", "meaning", "all"]) -> dict[str, NamedShape]:
+    """The shape of each input with its dynamic axes named; those of one name must agree in size.
 
-    `shared` gives axes of one meaning (`sequence`) one name in all inputs: they must agree in size. Otherwise each
-    input has its own (`question_sequence`), unless it is the only one with that meaning. Axes with names keep them.
+    `meaning` gives axes of one meaning (`sequence`) one name in all inputs, `all` gives all one name, as queries and
+    keys of one sequence need it. Otherwise each input has its own (`question_sequence`), unless it is the only one with
+    that meaning. Axes with names keep them.
     """
     meanings = [_AXES.get(len(tensor.shape), {}).get(axis) for tensor, axis in _dynamic_axes(tensors)]
+    first = next((meaning for meaning in meanings if meaning), "size")
 
     def name(tensor: SourceTensor, axis: int) -> str:
-        meaning = _AXES.get(len(tensor.shape), {}).get(axis)
+        meaning = first if share == "all" else _AXES.get(len(tensor.shape), {}).get(axis)
         if meaning is None:
             return f"{tensor.name}_axis_{axis}"
-        return meaning if shared or meanings.count(meaning) == 1 else f"{tensor.name}_{meaning}"
+        return meaning if share != "none" or meanings.count(meaning) == 1 else f"{tensor.name}_{meaning}"
 
     return {
         tensor.name: tuple(
