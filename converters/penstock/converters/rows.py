@@ -43,21 +43,24 @@ def hard_batches(source: Source, shapes: Mapping[str, NamedShape], base: Batch) 
     for kind, rows in made.items():
         if rows is None:
             continue
-        batch = _asked(source, kind, rows)
+        batch = _asked(source, kind, rows, base)
         if kind in _LARGE_KINDS and isinstance(batch, Batch):
             batch = _with_slack(source, batch)
         yield batch
     if all(shape and isinstance(shape[0], str) for shape in shapes.values()):
-        yield _asked(source, "empty", {name: array[:0] for name, array in base.inputs.items()})
+        yield _asked(source, "empty", {name: array[:0] for name, array in base.inputs.items()}, base)
 
 
-def _asked(source: Source, kind: str, rows: Tensors) -> Batch | SkippedRows:
+def _asked(source: Source, kind: str, rows: Tensors, base: Batch) -> Batch | SkippedRows:
     size = min(array.shape[0] if array.ndim else 1 for array in rows.values())
     try:
         answers = source.answer(rows)
     except Exception as error:  # a model raises what it likes
         return SkippedRows(kind, f"the source fails on them: {said_by(error)}")
-    if not size and any(not tensor.fits(answers[tensor.name]) for tensor in source.outputs):
+    if not size and not all(
+        tensor.fits(answers[tensor.name]) and _is_part(answers[tensor.name].shape, base.answers[tensor.name].shape)
+        for tensor in source.outputs
+    ):
         return SkippedRows(kind, "the source answers in another shape than otherwise")
     is_strange = kind in {"nan", "empty"} or kind in _LARGE_KINDS
     unasked = {name: ~_is_number(array) for name, array in answers.items()} if is_strange else {}
@@ -197,6 +200,11 @@ def _unknown(source: Source, base: Tensors) -> Tensors | None:
 
 def _floats(source: Source) -> list[SourceTensor]:
     return [tensor for tensor in source.inputs if tensor.dtype.startswith("float") and tensor.shape]
+
+
+def _is_part(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an answer to no rows is as wide as one to some. TensorFlow's convolutions may lose the padding."""
+    return len(shape) == len(whole) and all(size in {0, known} for size, known in zip(shape, whole, strict=True))
 
 
 def _is_number(array: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,9 +1,8 @@
 """Keras to ONNX by way of a traced TensorFlow function and tf2onnx."""
 
 import logging
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,30 +14,23 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tf2onnx import optimizer, tf_loader, tfonnx
 
+import penstock.converters.tf_images
 import penstock.converters.tf_integers
 import penstock.converters.tf_numerics
-import penstock.converters.tf_spectra  # noqa: F401 all three add their operators to tf2onnx
+import penstock.converters.tf_spectra  # noqa: F401 all add their operators to tf2onnx
 from penstock.converters import keras_recurrent, tf_strings
 from penstock.converters.errors import UnsupportedModelError, said_by
 from penstock.converters.gate import nodes_of, unknown_operators
 from penstock.converters.keras_images import sized_by_tensors
 from penstock.converters.keras_source import KerasSource
+from penstock.converters.keras_state import check_stateless
 from penstock.converters.keras_text import dense_text
+from penstock.converters.tf2onnx_refusals import failed, lacking
 
 OPSET = 18
 """tf2onnx 1.17 raises above."""
 
 _DOMAINS = {"ai.onnx.ml": 3}
-
-_BY_VOCABULARY = "ONNX has no hash of a text: use StringLookup or IntegerLookup with a vocabulary there."
-
-# What to do instead, by the operator that ONNX lacks.
-_INSTEAD = {
-    "StringToHashBucketFast": _BY_VOCABULARY,
-    "StringToHashBucketStrong": _BY_VOCABULARY,
-    "SparseCross": _BY_VOCABULARY,
-}
-
 
 _LARGE_BYTES = 2**20
 """Weights from this size on are kept out of TensorFlow's graphs, which are copied twenty times on the way."""
@@ -66,7 +58,8 @@ class TracedGraph:
 def trace(source: KerasSource) -> TracedGraph:
     """Records what the model does at inference, on the CPU: cuDNN's kernels do not convert.
 
-    Raises `UnsupportedModelError` where a layer asks for the value of a tensor, and for texts as ONNX has them not.
+    Raises `UnsupportedModelError` where a layer asks for the value of a tensor, for texts as ONNX has them not, and
+    for answers that change.
     """
     distinct: dict[int, int] = {}
     positions: list[int] = []
@@ -98,6 +91,7 @@ def trace(source: KerasSource) -> TracedGraph:
                 f"The model cannot be traced: {said_by(error)} Use keras.ops in its layers, and no Python values of "
                 "tensors."
             ) from error
+    check_stateless(function, source.weights(0))
     # Constants that the model captured stand behind the inputs; they are frozen like weights.
     inputs = [tensor.name for tensor in function.inputs[: len(specs)]]
     outputs = [tensor.name for tensor in function.outputs]
@@ -194,6 +188,7 @@ def _silent(*loggers: str) -> Iterator[None]:
 def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
     """Translates the graph, keeping TensorFlow's names. Raises `UnsupportedModelError`, naming operators and layers."""
     inputs, outputs = [*traced.inputs, *traced.weights], list(dict.fromkeys(traced.outputs))
+    layers, operators = source.layer_names, {node.name: node.op for node in traced.graph.node}
     with _collected_errors() as errors:
         try:
             with tf.device("/CPU:0"), tf.Graph().as_default() as graph:
@@ -208,17 +203,15 @@ def to_onnx(traced: TracedGraph, source: KerasSource) -> onnx.ModelProto:
                 )
                 model = optimizer.optimize_graph(translated, optimizers=_optimizers(translated)).make_model("")
         except Exception as error:  # tf2onnx raises whatever its handler raised
-            raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors) or error}.") from error
+            said = failed(errors, operators, layers) if errors else f"tf2onnx cannot translate the model: {error}."
+            raise UnsupportedModelError(said) from error
     _declare_operators(model)
     _take_in(model, traced.weights)
     if unknown := unknown_operators(model):
-        raise UnsupportedModelError(
-            f"ONNX opset {OPSET} cannot say what these layers do: {_placed(unknown, source.layer_names)}. "
-            + _INSTEAD.get(unknown[0].op_type, "Use other layers there.")
-        )
+        raise UnsupportedModelError(lacking(unknown, layers, OPSET))
     # tf2onnx goes on after an error and leaves a graph that may load and be wrong.
     if errors:
-        raise UnsupportedModelError(f"tf2onnx cannot convert the model: {_explained(errors)}.")
+        raise UnsupportedModelError(failed(errors, operators, layers))
     return model
 
 
@@ -273,25 +266,3 @@ def _collected_errors() -> Iterator[list[logging.LogRecord]]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
-
-
-def _explained(errors: Sequence[logging.LogRecord]) -> str:
-    causes = (record.exc_info[1] if record.exc_info else None for record in errors)
-    return "; ".join(
-        record.getMessage().splitlines()[0] + (f" ({cause})" if cause else "")
-        for record, cause in zip(errors, causes, strict=True)
-    )
-
-
-def _placed(nodes: Sequence[onnx.NodeProto], layers: frozenset[str]) -> str:
-    places = dict.fromkeys((node.op_type, _layer_of(node.name, layers) or node.name) for node in nodes)
-    return ", ".join(f"{operator} in {layer!r}" for operator, layer in places)
-
-
-def _layer_of(node_name: str, layers: frozenset[str]) -> str | None:
-    """TensorFlow's scopes are the layers' names, with `_1` behind them where a scope is entered again."""
-    for scope in reversed(node_name.split("/")):
-        for name in (scope, re.sub(r"_\d+$", "", scope)):
-            if name in layers:
-                return name
-    return None

@@ -39,6 +39,42 @@ def _one_hot(new: Replacement, node: Nodes) -> None:
         new.becomes(new("Cast", new("Where", is_it, on, off), to=datatype))
 
 
+@translates("LeftShift", "RightShift")
+def _shift(new: Replacement, node: Nodes) -> None:
+    """Signed integers, too, which ONNX does not shift: times a power of two, or divided by it and rounded down."""
+    x, count = new.inputs
+    datatype = new.datatype(x)
+    bits = np.iinfo(datatype).bits
+    one, last = new.constant(1, np.uint64), new.constant(bits - 1, np.int64)
+    places = new("Max", new("Min", new("Cast", count, to=TensorProto.INT64), last), new.constant(0, np.int64))
+    power = new("BitShift", one, new("Cast", places, to=TensorProto.UINT64), direction="LEFT")
+    whole = TensorProto.UINT64 if datatype.kind == "u" else TensorProto.INT64
+    x, power = (new("Cast", tensor, to=whole) for tensor in (x, power))
+    if node.type == "RightShift":
+        remainder = new("Mod", x, power)
+        shifted = new("Div", new("Sub", x, remainder), power)
+    else:
+        shifted = new("Mul", x, power)
+    new.becomes(new("Cast", shifted, to=node.graph.get_dtype(node.output[0])))
+
+
+@translates("InTopKV2")
+def _in_top(new: Replacement, _: Nodes) -> None:
+    """Whether fewer than k of a row are above the target's number, all are numbers, and the target is one of them."""
+    scores, targets, k = new.inputs
+    column, none = new.constant([1], np.int64), new.constant(0, np.int64)
+    targets = new("Cast", targets, to=TensorProto.INT64)
+    last = new("Sub", new("Gather", new("Shape", scores), new.constant(1, np.int64)), new.constant(1, np.int64))
+    known = new("Max", new("Min", targets, last), none)
+    target = new("GatherElements", scores, new("Unsqueeze", known, column), axis=1)
+    above = new("Cast", new("Less", target, scores), to=TensorProto.INT64)
+    is_strange = new("Or", new("IsNaN", scores), new("IsInf", scores))
+    strange = new("ReduceMax", new("Cast", is_strange, to=TensorProto.INT32), column, keepdims=0)
+    fewer = new("Less", new("ReduceSum", above, column, keepdims=0), new("Cast", k, to=TensorProto.INT64))
+    is_answer = new("And", new("Equal", targets, known), new("Not", new("Cast", strange, to=TensorProto.BOOL)))
+    new.becomes(new("And", fewer, is_answer))
+
+
 def _largest(graph: Nodes, node: Nodes, **options: object) -> None:
     """Integers are ordered as integers."""
     datatype = graph.get_dtype(node.input[0])

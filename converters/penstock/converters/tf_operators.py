@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tf2onnx import utils
 from tf2onnx.handler import tf_op
 from tf2onnx.onnx_opset.logical import Equal
-from tf2onnx.onnx_opset.nn import ConvOp, ConvTranspose, MatrixBandPart, Resize
+from tf2onnx.onnx_opset.nn import ConvOp, ConvTranspose, MatrixBandPart
 
 from penstock.converters.gate import RUNTIME_DOMAIN
 
@@ -234,25 +234,6 @@ def _equal(graph: Nodes, node: Nodes, **options: object) -> None:
 
 
 tf_op.register_handler(_equal, OPSET, ["Equal", "NotEqual"], "", {})
-
-
-def _resizing(graph: Nodes, node: Nodes, **options: object) -> None:
-    """To a size, not by a factor, whose rounding may lose a row of pixels. TensorFlow interpolates in float32."""
-    new, output = Replacement(graph, node), node.output[0]
-    if graph.get_dtype(node.input[0]) != graph.get_dtype(output):
-        pixels = new("Cast", node.input[0], to=graph.get_dtype(output))
-        graph.replace_inputs(node, [pixels, *node.input[1:]])
-    Resize.version_11(graph, node, **options)
-    resize = graph.get_node_by_output(output).inputs[0]
-    if len(resize.input) == 3:
-        pixels, regions, _ = resize.input
-        start, end = (new.constant([number], np.int64) for number in (0, 2))
-        outer = new("Slice", new("Shape", pixels), start, end)
-        sizes = new("Concat", outer, new("Cast", new.inputs[1], to=TensorProto.INT64), axis=0)
-        graph.replace_inputs(resize, [pixels, regions, new.constant([], np.float32), sizes])
-
-
-tf_op.register_handler(_resizing, OPSET, ["ResizeBilinear", "ResizeNearestNeighbor", "ResizeBicubic"], "", {})
 
 
 def _transposed_convolution(graph: Nodes, node: Nodes, **options: object) -> None:

@@ -35,6 +35,13 @@ def _attentive() -> Model:
     return keras.Model(steps, layers.GlobalMaxPooling1D()(layers.Attention()([read, read])))
 
 
+def _masked_attention() -> Model:
+    """A mask for each pair of steps: its axes and the steps are of one size."""
+    steps, mask = keras.Input((None, 8), name="steps"), keras.Input((None, None), dtype="bool", name="mask")
+    attention = layers.MultiHeadAttention(2, 4)
+    return keras.Model([steps, mask], attention(steps, steps, attention_mask=mask, use_causal_mask=True))
+
+
 def _convolved_series() -> Model:
     steps = keras.Input((None, 4), name="steps")
     convolved = layers.Conv1D(4, 3, padding="causal", dilation_rate=2)(steps)
@@ -42,6 +49,7 @@ def _convolved_series() -> Model:
 
 
 CASES = [
+    Case("series (MultiHeadAttention, a mask as an input)", _masked_attention),
     Case("images (Resizing)", lambda: _images(layers.Resizing(8, 8), layers.Conv2D(4, 3), layers.Flatten())),
     Case("images (CenterCrop)", lambda: _images(layers.CenterCrop(8, 8), layers.Flatten(), layers.Dense(2))),
     Case("images (GlobalMaxPooling2D)", lambda: _images(layers.Conv2D(4, 3), layers.GlobalMaxPooling2D())),

@@ -95,6 +95,18 @@ CASES = [
     Case("Resizing (any size)", lambda: around(layers.Resizing(6, 5), (None, None, 3)), tolerance=1e-4),
     Case("Resizing (cropped)", lambda: _image(layers.Resizing(6, 5, crop_to_aspect_ratio=True))),
     Case("Resizing (bicubic)", lambda: _image(layers.Resizing(16, 20, interpolation="bicubic"))),
+    Case(
+        "Resizing (by area)",
+        lambda: _image(layers.Resizing(6, 5, interpolation="area")),
+        refused="ResizeArea in 'resizing'.*'bilinear' or 'nearest'",
+        reason="ONNX has no such interpolation.",
+    ),
+    Case(
+        "Resizing (lanczos3)",
+        lambda: _image(layers.Resizing(6, 5, interpolation="lanczos3")),
+        refused="ScaleAndTranslate in 'resizing'.*'bilinear' or 'nearest'",
+        reason="ONNX has no such interpolation.",
+    ),
     Case("CenterCrop", lambda: _image(layers.CenterCrop(6, 5))),
     Case("CenterCrop (larger)", lambda: _image(layers.CenterCrop(12, 5))),
     Case("AutoContrast", lambda: _image(layers.AutoContrast(value_range=(-3, 3)))),

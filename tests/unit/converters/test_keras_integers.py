@@ -44,6 +44,8 @@ EXACT: list[tuple[str, Callable[[], Model], list[list[int]]]] = [
     ("top_k-int32", lambda: around(lambda ids: ops.top_k(ids, 2), "int32"), IDS),
     ("sort", lambda: around(ops.sort), IDS),
     ("sort-int32", lambda: around(ops.sort, "int32"), IDS),
+    ("right_shift", lambda: around(lambda ids: ops.right_shift(ids, 2)), IDS),
+    ("left_shift", lambda: around(lambda ids: ops.left_shift(ids, 2)), IDS),
     ("argsort", lambda: around(ops.argsort, "int32"), IDS),
     ("rounded-by-a-cast", lambda: around(lambda ids: ops.cast(ops.cast(ids, "float32"), "int32")), IDS),
     ("product", lambda: around(lambda ids: ops.prod(ids, axis=-1)), IDS),
