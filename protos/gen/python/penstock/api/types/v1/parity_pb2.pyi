@@ -183,13 +183,14 @@ class ParityCase(_message.Message):
     rows: _builtins.str
     """What rows they were: `sample`, rows of the user's, or made for the comparison: `random`, `extreme` (zeros, large and
     tiny numbers), `nan`, `padded` (sequences with zeros behind), `unknown` (texts that no vocabulary has), `tie` (numbers
-    at the thresholds of trees), `empty` (none). A reader must expect others.
+    at the thresholds of trees), `integers` (below zero, and above what float32 holds), `empty` (none). A reader must
+    expect others.
     """
     batch_size: _builtins.int
     """How many rows the batch had; 0 for `empty`."""
     max_absolute_error: _builtins.float
-    """Of `extreme` rows, differences may be above the tolerance by as much as the source's own answers change when the rows
-    change by a few roundings.
+    """Of `extreme` rows, and of `integers` that are answered in floating point, differences may be above the tolerance by
+    as much as the source's own answers change when the rows change by a few roundings.
     """
     max_relative_error: _builtins.float
     argmax_agreement: _builtins.float
