@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from penstock.converters import GateError, Signature, TensorSpec, Tolerance
@@ -133,3 +134,20 @@ def _largest(asked: Examination) -> Examination:
     """The rows are above the constant: their maximum with it are they themselves."""
     random, nan = asked.batches
     return Examination(asked.signature, (Batch("random", 2, random.inputs, {"y": ROWS}), nan), ())
+
+
+def test_nan_in_an_output_that_no_such_operator_makes_is_compared() -> None:
+    model = adder()
+    model.graph.node.append(helper.make_node("Max", ["x", "one"], ["z"], name="largest"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 2]))
+    signature = Signature(SIGNATURE.inputs, (*SIGNATURE.outputs, TensorSpec("z", "FP32", ("batch", 2))))
+    random = Batch("random", 2, {"x": ROWS}, {"y": ROWS + 1, "z": np.maximum(ROWS, 1)})
+    without = np.full_like(ROWS, np.nan)
+
+    def asked(**answers: NDArray[np.float32]) -> Examination:
+        return Examination(signature, (random, Batch("nan", 2, {"x": without}, answers)), ())
+
+    (kind,) = verify(model, asked(y=without, z=ROWS), None, "by hand").skipped
+    assert kind.rows == "nan"
+    with pytest.raises(GateError, match=r"'y' differs.*2 nan rows"):
+        verify(model, asked(y=ROWS, z=without), None, "by hand")
