@@ -10,7 +10,7 @@ _PLACES_NAMED = 3
 
 _BY_VOCABULARY = "ONNX has no hash of a text: use StringLookup or IntegerLookup with a vocabulary there."
 _BEFORE = "ONNX multiplies matrices and no more: compute it before the model is called, or once, as a weight."
-_SIMPLE_RESIZING = "Resize with the interpolation 'bilinear' or 'nearest', without antialias, there."
+_SIMPLE_RESIZING = "Resize with the interpolation 'bilinear', 'bicubic' or 'nearest', without antialias, there."
 _LOOP = (
     "Of loops, only recurrent layers give what each of their steps made: use one of them, or keras.ops.cumsum, there."
 )

@@ -96,15 +96,19 @@ CASES = [
     Case("Resizing (cropped)", lambda: _image(layers.Resizing(6, 5, crop_to_aspect_ratio=True))),
     Case("Resizing (bicubic)", lambda: _image(layers.Resizing(16, 20, interpolation="bicubic"))),
     Case(
+        "Resizing (bicubic, any size)",
+        lambda: around(layers.Resizing(24, 31, interpolation="bicubic"), (None, None, 3)),
+    ),
+    Case(
         "Resizing (by area)",
         lambda: _image(layers.Resizing(6, 5, interpolation="area")),
-        refused="ResizeArea in 'resizing'.*'bilinear' or 'nearest'",
+        refused="ResizeArea in 'resizing'.*'bilinear', 'bicubic' or 'nearest'",
         reason="ONNX has no such interpolation.",
     ),
     Case(
         "Resizing (lanczos3)",
         lambda: _image(layers.Resizing(6, 5, interpolation="lanczos3")),
-        refused="ScaleAndTranslate in 'resizing'.*'bilinear' or 'nearest'",
+        refused="ScaleAndTranslate in 'resizing'.*'bilinear', 'bicubic' or 'nearest'",
         reason="ONNX has no such interpolation.",
     ),
     Case("CenterCrop", lambda: _image(layers.CenterCrop(6, 5))),
