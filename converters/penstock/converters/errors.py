@@ -15,7 +15,8 @@ def said_by(error: Exception) -> str:
     if place := _NODE.search(text):
         text = f"{place[1].strip()} ({place[2]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:_SAID_CHARACTERS]
+    said = (lines[0] if lines else type(error).__name__)[:_SAID_CHARACTERS]
+    return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
 class ConversionError(Exception):

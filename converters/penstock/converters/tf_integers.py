@@ -14,6 +14,8 @@ from penstock.converters.tf_operators import CHOSEN, OPSET, Nodes, Replacement, 
 _FACTORS = 64
 """A product of so many integers is written out."""
 
+_ADDED = {TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE}
+
 # ONNX Runtime orders these; narrower ones fit into int32.
 _ORDERED = {TensorProto.INT64: TensorProto.INT64, TensorProto.UINT32: TensorProto.INT64}
 
@@ -88,6 +90,21 @@ def _largest(graph: Nodes, node: Nodes, **options: object) -> None:
 
 
 tf_op.register_handler(_largest, OPSET, ["TopKV2"], "", {"onnx_op": "TopK"})
+
+
+def _total(graph: Nodes, node: Nodes, **options: object) -> None:
+    """ONNX Runtime adds up int32 and int64 alone of integers."""
+    datatype, output = graph.get_dtype(node.input[0]), node.output[0]
+    ReduceOpBase.version_13(graph, node, **options)
+    if datatype not in _ADDED:
+        graph.insert_new_node_on_input(node, "Cast", node.input[0], to=TensorProto.INT64)
+        graph.set_dtype(output, TensorProto.INT64)
+        narrowed = graph.insert_new_node_on_output("Cast", output, to=datatype)
+        graph.set_dtype(narrowed.output[0], datatype)
+        graph.copy_shape(output, narrowed.output[0])
+
+
+tf_op.register_handler(_total, OPSET, ["Sum"], "", {"onnx_op": "ReduceSum"})
 
 
 def _product(graph: Nodes, node: Nodes, **options: object) -> None:

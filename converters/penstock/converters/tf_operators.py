@@ -134,8 +134,12 @@ def _floor_remainder(new: Replacement, _: Nodes) -> None:
     x, y = new.inputs
     if np.issubdtype(new.datatype(x), np.integer):
         new.becomes(new("Mod", x, y))
-    else:
-        new.becomes(new("Sub", x, new("Mul", new("Floor", new("Div", x, y)), y)))
+        return
+    # A remainder of the sign of x, exact; from x − floor(x / y) · y nothing may be left where x is almost a multiple.
+    zero, remainder = new.constant(0, new.datatype(x)), new("Mod", x, y, fmod=1)
+    is_other = new("Xor", new("Less", remainder, zero), new("Less", y, zero))
+    is_some = new("Not", new("Equal", remainder, zero))
+    new.becomes(new("Where", new("And", is_some, is_other), new("Add", remainder, y), remainder))
 
 
 CHOSEN = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.STRING}

@@ -54,7 +54,7 @@ def test_each_kind_has_what_it_is_called_for() -> None:
     assert found["empty"].size == 0
 
 
-@pytest.mark.parametrize(("refuses", "reason"), [("nan", "Input X contains NaN."), ("empty", "ValueError")])
+@pytest.mark.parametrize(("refuses", "reason"), [("nan", "Input X contains NaN."), ("empty", "ValueError.")])
 def test_what_the_source_fails_on_is_left_out_with_its_reason(refuses: str, reason: str) -> None:
     asked = probe(Polynomial(refuses), None)
     assert asked.skipped == (SkippedRows(refuses, f"the source fails on them: {reason}"),)

@@ -48,6 +48,7 @@ EXACT: list[tuple[str, Callable[[], Model], list[list[int]]]] = [
     ("left_shift", lambda: around(lambda ids: ops.left_shift(ids, 2)), IDS),
     ("argsort", lambda: around(ops.argsort, "int32"), IDS),
     ("rounded-by-a-cast", lambda: around(lambda ids: ops.cast(ops.cast(ids, "float32"), "int32")), IDS),
+    ("sum-of-bytes", lambda: around(lambda ids: ops.sum(ids, axis=-1), "uint8"), [[1, 255, 255], [0, 7, 128]]),
     ("product", lambda: around(lambda ids: ops.prod(ids, axis=-1)), IDS),
     ("product-that-wraps", lambda: around(lambda ids: ops.prod(ids, axis=1, keepdims=True), "int32"), IDS),
     ("masked-lookup", lambda: looked_up(1), MASKED),

@@ -114,6 +114,15 @@ def test_images_smaller_than_a_crop_are_resized(size: tuple[int, int], tmp_path:
     np.testing.assert_allclose(answer, model(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("divisor", [0.3, -0.3])
+def test_remainder_of_what_is_almost_a_multiple(divisor: float, tmp_path: Path) -> None:
+    model = around(lambda x: ops.mod(x, divisor), 4)
+    convert(model, tmp_path / "model.onnx")
+    rows = np.array([[1.5, -1.5, 0.3, -0.3], [0.6, 0.9, 7.0, 0.0]], np.float32)
+    (answer,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": rows})
+    np.testing.assert_allclose(answer, model(rows), atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(12, 12), (40, 48), (33, 7), (1, 1), (20, 24)])
 def test_bicubic_resizing_to_more_and_to_fewer_pixels(size: tuple[int, int], tmp_path: Path) -> None:
     model = around(layers.Resizing(20, 24, interpolation="bicubic"), None, None, 3)
