@@ -86,10 +86,18 @@ def _with_slack(source: Source, batch: Batch) -> Batch:
                 continue  # what is made of integers alone is exact
             ours, theirs = answers[name].astype(np.float64), batch.answers[name].astype(np.float64)
             with np.errstate(invalid="ignore"):
-                moved = np.abs(ours - theirs)
-            slack[name] = np.maximum(known, np.nan_to_num(_SLACK_FACTOR * moved, nan=0.0))
+                moved = np.nan_to_num(np.abs(ours - theirs), nan=0.0)
+            slack[name] = np.maximum(known, _SLACK_FACTOR * (_shared(moved) if batch.rows == "extreme" else moved))
             unasked[name] = unasked[name] | ~_is_number(answers[name])
     return Batch(batch.rows, batch.size, batch.inputs, batch.answers, slack, unasked)
+
+
+def _shared(moved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of a softmax of equal numbers, one after the other may be the largest: what one moves by, each may."""
+    if moved.ndim < 2 or not moved.size:
+        return moved
+    shared: NDArray[np.float64] = np.broadcast_to(moved.max(axis=-1, keepdims=True), moved.shape)
+    return shared
 
 
 def _moved(array: NDArray[Any], wiggle: float, random: np.random.Generator) -> NDArray[Any]:

@@ -12,6 +12,8 @@ import pytest
 from keras import layers, ops
 
 from penstock.converters import UnsupportedModelError, convert
+from penstock.converters.probe import probe
+from penstock.converters.sources import open_source
 
 Model = Any  # Keras publishes no types
 
@@ -112,6 +114,17 @@ def test_images_smaller_than_a_crop_are_resized(size: tuple[int, int], tmp_path:
     images = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
     (answer,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": images})
     np.testing.assert_allclose(answer, model(images), atol=1e-5)
+
+
+def test_scores_of_attention_among_equal_steps() -> None:
+    """Of large steps that are all the same, rounding alone says which has the score: each may move as far as any."""
+    attention = layers.MultiHeadAttention(2, 4)
+    model = around(lambda x: attention(x, x, return_attention_scores=True), 6, 8)
+    batches = probe(open_source(model, None), None).batches
+    (slack,) = [batch.slack[list(batch.answers)[1]] for batch in batches if batch.rows == "extreme"]
+    moves = slack.max(axis=-1) > 1e-3 + slack[0].max()
+    assert moves.any()
+    assert (slack[moves].min(axis=-1) > 0.5 * slack[moves].max(axis=-1)).all()
 
 
 @pytest.mark.parametrize("divisor", [0.3, -0.3])
