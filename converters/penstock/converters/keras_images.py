@@ -15,11 +15,6 @@ import tensorflow as tf
 Layer = Any  # Keras publishes no types
 
 
-def answers_by_size(layers: Iterable[Layer]) -> bool:
-    """Whether a layer does another thing with small images, and forgets it where sizes are not known."""
-    return any(isinstance(layer, keras.layers.CenterCrop) for layer in layers)
-
-
 @contextmanager
 def sized_by_tensors(layers: Iterable[Layer]) -> Iterator[None]:
     """While it lasts, UpSampling2D layers that interpolate, and CenterCrop layers, take images of any size."""

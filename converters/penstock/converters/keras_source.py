@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from penstock.converters import keras_subclassed
 from penstock.converters.errors import UnsupportedModelError
-from penstock.converters.keras_images import answers_by_size
 from penstock.converters.keras_rows import random_row_values
 from penstock.converters.parity import Tensors
 from penstock.converters.source import DATATYPES, SourceTensor, as_text

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.converters.errors import UnsupportedModelError, said_by
-from penstock.converters.parity import Batch, SkippedRows, Tolerance, tolerance_of
+from penstock.converters.parity import Batch, SkippedRows, Tensors, Tolerance, tolerance_of
 from penstock.converters.rows import hard_batches
 from penstock.converters.signature import Signature, TensorSpec
 from penstock.converters.source import (
@@ -19,6 +19,7 @@ from penstock.converters.source import (
     datatype_of,
     fitted_samples,
     precision_of,
+    undecided,
 )
 
 BATCH_SIZES = (1, 2, 7, 32)
@@ -110,7 +111,12 @@ def _random_batch(source: Source, shapes: dict[str, NamedShape], trial: int) -> 
     drawn = {name: [axis if isinstance(axis, int) else sizes[axis] for axis in shape] for name, shape in shapes.items()}
     rows = source.random_rows(drawn, seed=trial)
     size = min(array.shape[0] if array.ndim else 1 for array in rows.values())
-    return Batch("random", size, rows, source.answer(rows))
+    return _batch(source, "random", size, rows)
+
+
+def _batch(source: Source, kind: str, size: int, rows: Tensors) -> Batch:
+    answers = source.answer(rows)
+    return Batch(kind, size, rows, answers, unasked=undecided(source.outputs, answers))
 
 
 def _output_shape(
@@ -133,7 +139,7 @@ def _sample_batches(source: Source, samples: Mapping[str, NDArray[Any]]) -> Iter
     for start in range(0, count, SAMPLE_BATCH_SIZE):
         part = {name: array[start : start + SAMPLE_BATCH_SIZE] for name, array in rows.items()}
         try:
-            yield Batch("sample", min(SAMPLE_BATCH_SIZE, count - start), part, source.answer(part))
+            yield _batch(source, "sample", min(SAMPLE_BATCH_SIZE, count - start), part)
         except Exception as error:  # a model raises what it likes
             raise _failing(source, error) from error
 

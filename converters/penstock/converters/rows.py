@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from penstock.converters.errors import said_by
 from penstock.converters.parity import Batch, SkippedRows, Tensors
-from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor, precision_of
+from penstock.converters.source import TEXT, NamedShape, Source, SourceTensor, precision_of, undecided
 
 # Far outside of what models are trained on, and yet no sum of many squares overflows.
 _LARGE = {"float16": 64.0, "float32": 1e4}
@@ -66,6 +66,8 @@ def _asked(source: Source, kind: str, rows: Tensors, base: Batch) -> Batch | Ski
     unasked = {name: ~_is_number(array) for name, array in answers.items()} if is_strange else {}
     if any(mask.any() for mask in unasked.values()) and all(mask.all() for mask in unasked.values()):
         return SkippedRows(kind, "the source answers with no number")
+    for name, mask in undecided(source.outputs, answers).items():
+        unasked[name] = mask | unasked.get(name, False)
     return Batch(kind, size, rows, answers, unasked=unasked)
 
 

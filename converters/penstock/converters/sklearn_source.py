@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -188,8 +188,10 @@ def _classified(estimator: Any) -> list[_Output]:  # noqa: ANN401 scikit-learn p
         )
     classes = np.asarray(estimator.classes_)
     label = SourceTensor("label", TEXT if classes.dtype.kind in "OU" else "int64", (None,))
-    found = [_Output(label, 0, estimator.predict)]
     if hasattr(estimator, "predict_proba"):
+        label = replace(label, decided_by="probabilities")
+    found = [_Output(label, 0, estimator.predict)]
+    if label.decided_by:
         shape = (None, len(classes))
         found.append(_Output(SourceTensor("probabilities", "float32", shape), 1, estimator.predict_proba))
     return found

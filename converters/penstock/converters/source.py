@@ -27,6 +27,8 @@ DATATYPES = {
 }
 """The Open Inference Protocol's name of each datatype."""
 
+_TIE = 1e-5
+
 Shape = tuple[int | str | None, ...]
 NamedShape = tuple[int | str, ...]
 
@@ -35,13 +37,15 @@ NamedShape = tuple[int | str, ...]
 class SourceTensor:
     """An input or output. `shape` has None for a dynamic axis without a name; the first axis is the rows'.
 
-    `precision` is the floating point that it is computed in, where that is coarser than `dtype`.
+    `precision` is the floating point that it is computed in, where that is coarser than `dtype`. `decided_by` is the
+    output [rows, classes] whose largest element it names.
     """
 
     name: str
     dtype: str
     shape: Shape
     precision: str = ""
+    decided_by: str = ""
 
     @property
     def datatype(self) -> str:
@@ -123,6 +127,16 @@ def axis_names(tensors: Sequence[SourceTensor], share: Literal["none", "meaning"
 def datatype_of(array: NDArray[Any]) -> str:
     """The Open Inference Protocol's name of an array's datatype."""
     return DATATYPES[TEXT if array.dtype == object else array.dtype.name]
+
+
+def undecided(outputs: Iterable[SourceTensor], answers: Tensors) -> dict[str, NDArray[np.bool_]]:
+    """Rows whose class rounding decides: of a hundred trees, fifty may say one thing and fifty the other."""
+    found = {}
+    for tensor in outputs:
+        if tensor.decided_by:
+            best = np.sort(answers[tensor.decided_by], axis=-1)[:, -2:].astype(np.float64)
+            found[tensor.name] = (np.ptp(best, axis=-1) <= _TIE) & (best.shape[-1] > 1)
+    return found
 
 
 def as_text(array: NDArray[Any]) -> NDArray[Any]:

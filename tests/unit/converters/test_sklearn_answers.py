@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
-from sklearn.ensemble import HistGradientBoostingRegressor, IsolationForest
+from sklearn.ensemble import HistGradientBoostingRegressor, IsolationForest, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -249,3 +249,11 @@ def test_trees_go_the_same_way(estimator: Any, tmp_path: Path) -> None:
     rows = PRICES.astype(np.float32)
     rows[::3, 0] = np.nan
     check(tmp_path / "model.onnx", {"features": rows}, estimator, rows.astype(np.float64))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_that_rounding_decides(seed: int, tmp_path: Path) -> None:
+    """Ten of twenty trees say one thing, ten the other, on some rows of every forest."""
+    forest = RandomForestClassifier(20, max_depth=3, random_state=seed)
+    forest.fit(PRICES, np.where(np.random.default_rng(seed).random(len(PRICES)) > 0.5, "yes", "no"))
+    convert(forest, tmp_path / "model.onnx", samples={"features": PRICES.astype(np.float32)})
