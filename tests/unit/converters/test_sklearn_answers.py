@@ -254,6 +254,6 @@ def test_trees_go_the_same_way(estimator: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_classes_that_rounding_decides(seed: int, tmp_path: Path) -> None:
     """Ten of twenty trees say one thing, ten the other, on some rows of every forest."""
-    forest = RandomForestClassifier(20, max_depth=3, random_state=seed)
-    forest.fit(PRICES, np.where(np.random.default_rng(seed).random(len(PRICES)) > 0.5, "yes", "no"))
-    convert(forest, tmp_path / "model.onnx", samples={"features": PRICES.astype(np.float32)})
+    forest = RandomForestClassifier(20, random_state=seed).fit(PRICES, np.where(PRICES @ [1, 2, 3, 4] > 90, "a", "b"))
+    rows = np.random.default_rng(seed).uniform(0, 20, (5000, 4)).astype(np.float32)
+    convert(forest, tmp_path / "model.onnx", samples={"features": rows})
