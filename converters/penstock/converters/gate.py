@@ -81,7 +81,7 @@ def verify(model: onnx.ModelProto, asked: Examination, tolerance: Tolerance | No
         check_form(model, asked.signature, path)
         with Runtime(path) as runtime:
             _load(runtime)
-            batches = [_with_slack(batch, lost) for batch in asked.batches] if lost else asked.batches
+            batches = [_loosened(batch, lost) for batch in asked.batches] if lost else asked.batches
             ask = partial(_outcome, runtime, asked.signature, tolerance, _open_to_nan(model))
             outcomes = {index: ask(batch) for index, batch in enumerate(batches) if batch.size}
             warnings = runtime.warnings()
@@ -158,7 +158,7 @@ def _lost_in_trees(model: onnx.ModelProto) -> float:
     return _LOST_OF_SUM * sum(largest.values())
 
 
-def _with_slack(batch: Batch, slack: float) -> Batch:
+def _loosened(batch: Batch, slack: float) -> Batch:
     more = {
         name: batch.slack.get(name, 0.0) + np.full(answers.shape, slack)
         for name, answers in batch.answers.items()

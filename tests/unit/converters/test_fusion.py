@@ -195,6 +195,22 @@ def test_a_pass_leaves_few_nodes_and_the_same_answers(
     assert _bytes(optimize(again)) == _bytes(again)
 
 
+_NORMALIZATION = """<ir_version: 8, opset_import: ["": {opset}]>
+g (float[2, 2, 2] x) => (float[2, 2, 2] o) <float e = {{0.001}}, int64[1] last = {{-1}}, int64[1] first = {{1}}> {{
+    m = {mean}
+    d = Sub (x, m)
+    q = Mul (d, d)
+    v = {variance}
+    a = Add (v, e)
+    s = Sqrt (a)
+    g1 = Reciprocal (s)
+    l = Mul (x, g1)
+    n = Neg (m)
+    r = Mul (n, g1)
+    o = Add (l, r)
+}}"""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -241,36 +257,9 @@ def test_a_pass_leaves_few_nodes_and_the_same_answers(
             o = Reshape (m, sizes)
         }""",
         # The mean of one axis, the variance of another.
-        """<ir_version: 10, opset_import: ["": 18]>
-        g (float[2, 2, 2] x) => (float[2, 2, 2] o)
-          <float e = {0.001}, int64[1] last = {-1}, int64[1] first = {1}> {
-            m = ReduceMean (x, last)
-            d = Sub (x, m)
-            q = Mul (d, d)
-            v = ReduceMean (q, first)
-            a = Add (v, e)
-            s = Sqrt (a)
-            g1 = Reciprocal (s)
-            l = Mul (x, g1)
-            n = Neg (m)
-            r = Mul (n, g1)
-            o = Add (l, r)
-        }""",
+        _NORMALIZATION.format(opset=18, mean="ReduceMean (x, last)", variance="ReduceMean (q, first)"),
         # Opset 16 has no LayerNormalization.
-        """<ir_version: 8, opset_import: ["": 16]>
-        g (float[2, 2] x) => (float[2, 2] o) <float e = {0.001}> {
-            m = ReduceMean <axes = [-1]> (x)
-            d = Sub (x, m)
-            q = Mul (d, d)
-            v = ReduceMean <axes = [-1]> (q)
-            a = Add (v, e)
-            s = Sqrt (a)
-            g1 = Reciprocal (s)
-            l = Mul (x, g1)
-            n = Neg (m)
-            r = Mul (n, g1)
-            o = Add (l, r)
-        }""",
+        _NORMALIZATION.format(opset=16, mean="ReduceMean <axes = [-1]> (x)", variance="ReduceMean <axes = [-1]> (q)"),
         # A constant of more axes gives the answer more.
         """<ir_version: 10, opset_import: ["": 18]>
         g (float[2, 2] x) => (float[1, 2, 2] o)
